@@ -1,0 +1,22 @@
+"""The run kind `chat`: the model answers, calls tools as long as it wants to, and reads what is said meanwhile."""
+
+from __future__ import annotations
+
+from sag.plugin import Hub, Run, RunConfig, hookimpl
+
+
+class ChatConfig(RunConfig):
+    """Config of a chat: that of every kind (see `RunConfig`)."""
+
+
+async def chat(run: Run) -> None:
+    """Step by step until the model has answered and nothing is unread."""
+    await run.tools()  # what a run that is taken up again had begun
+    while run.wants_step:
+        await run.step()
+        await run.tools()
+
+
+@hookimpl
+def register(hub: Hub[None]) -> None:
+    hub.add_run_kind("chat", ChatConfig, chat)

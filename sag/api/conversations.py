@@ -1,0 +1,140 @@
+"""Operations on conversations and their messages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from sag.engine.engine import Engine
+from sag.errors import Fault
+from sag.hub.subscription import window
+from sag.ops.dispatch import Call
+from sag.ops.operation import Change, Params, operation
+from sag.topics.journal import Journal
+from sag.topics.merge import encode
+
+Json = dict[str, Any]
+
+
+class ConversationList(Params):
+    """How many, the last changed first."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class ConversationInfo(Struct):
+    """A conversation as it is listed. Times in Unix ms."""
+
+    conv: str
+    title: str
+    created: int
+    updated: int
+
+
+class ConversationListed(Struct):
+    """Conversations, the last changed first."""
+
+    conversations: list[ConversationInfo]
+
+
+class ConversationRef(Params):
+    """Which conversation."""
+
+    conv: str
+
+
+class ConversationView(Struct):
+    """A conversation's snapshot (protocol section 4) at an offset of its topic."""
+
+    conv: str
+    gen: str
+    off: int
+    snap: Json
+
+
+class ConversationUpdate(Change):
+    """A new title."""
+
+    conv: str
+    title: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class ConversationDelete(Change):
+    """Which conversation."""
+
+    conv: str
+
+
+class Changed(Struct):
+    """Done; `at` says from which offset of which topic it is visible."""
+
+    at: dict[str, int]
+
+
+class MessageList(Params):
+    """The messages before one, the newest that fit."""
+
+    conv: str
+    before: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class MessageListed(Struct, omit_defaults=True):
+    """Messages in order with what belongs to them; `before` is the oldest included, where there are more."""
+
+    messages: list[Json]
+    runs: Json
+    tools: Json
+    before: str | None = None
+
+
+class Conversations:
+    """Operations on conversations."""
+
+    def __init__(self, engine: Engine, journal: Journal, frame: int) -> None:
+        self._engine, self._journal, self._frame = engine, journal, frame
+
+    @operation("conversation.list", who="user", rest="GET /api/conversations")
+    async def list(self, call: Call, params: ConversationList) -> ConversationListed:
+        """The user's conversations."""
+        rows = await self._journal.rows("conversation", {"owner": call.me.id}, order="-updated", limit=params.limit)
+        return ConversationListed([ConversationInfo(r["id"], r["title"], r["created"], r["updated"]) for r in rows])
+
+    @operation("conversation.get", who="user", rest="GET /api/conversations/{conv}")
+    async def get(self, call: Call, params: ConversationRef) -> ConversationView:
+        """A conversation as it is now."""
+        topic = await self._engine.topic(call.me, params.conv)
+        await topic.settled()
+        return ConversationView(params.conv, topic.gen, topic.tip, topic.state)
+
+    @operation("conversation.update", who="user", rest="PATCH /api/conversations/{conv}")
+    async def update(self, call: Call, params: ConversationUpdate) -> Changed:
+        """Rename a conversation."""
+        at = await self._engine.rename(call, params.conv, {"title": params.title})
+        return Changed({f"conv:{params.conv}": at})
+
+    @operation("conversation.delete", who="user", rest="DELETE /api/conversations/{conv}")
+    async def delete(self, call: Call, params: ConversationDelete) -> Changed:
+        """Delete a conversation with all that is in it; its runs end first."""
+        return Changed({"user:me": await self._engine.delete(call, params.conv)})
+
+    @operation("message.list", who="user", rest="GET /api/conversations/{conv}/messages")
+    async def messages(self, call: Call, params: MessageList) -> MessageListed:
+        """Older messages of a conversation."""
+        topic = await self._engine.topic(call.me, params.conv)
+        await topic.settled()
+        messages = topic.state["messages"]
+        if params.before is not None:
+            at = next((i for i, m in enumerate(messages) if m["msg"] == params.before), None)
+            if at is None:
+                raise Fault("message.unknown")
+            messages = messages[:at]
+        size, first = 0, len(messages)
+        while first > 0 and len(messages) - first < params.limit:
+            size += len(encode(messages[first - 1]))
+            if size > self._frame // 2 and first < len(messages):
+                break
+            first -= 1
+        view = window(topic.state, messages[first:], first > 0)
+        return MessageListed(view["messages"], view["runs"], view["tools"], view.get("before"))

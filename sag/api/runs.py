@@ -1,0 +1,188 @@
+"""Operations on runs and asks (protocol sections 4 and 5)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from sag.engine.engine import Engine, RunStart, RunStarted
+from sag.ops.dispatch import Call
+from sag.ops.operation import Change, Params, operation
+from sag.topics.journal import Journal
+
+Json = dict[str, Any]
+
+
+class RunRef(Params):
+    """Which run."""
+
+    run: str
+
+
+class RunCancel(Change):
+    """Which run, and whether at once or when its step is over."""
+
+    run: str
+    mode: Literal["now", "after_step"] = "now"
+
+
+class RunCancelled(Struct):
+    """The run's status, and from which offset it is visible."""
+
+    run: str
+    status: str
+    at: dict[str, int]
+
+
+class RunResume(Change):
+    """Which run."""
+
+    run: str
+    subscribe: bool = True
+
+
+class RunList(Params):
+    """Which runs: of one conversation or of all, the newest first."""
+
+    conv: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=500)] = 50
+
+
+class RunInfo(Struct):
+    """A run as it is listed; `ts` is when it was accepted, Unix ms."""
+
+    run: str
+    conv: str
+    kind: str
+    status: str
+    ts: int
+
+
+class RunListed(Struct):
+    """Runs, the newest first."""
+
+    runs: list[RunInfo]
+
+
+class RunView(Struct):
+    """A run's object of the snapshot, and where it is."""
+
+    run: str
+    conv: str
+    object: Json
+
+
+class RunExport(Params):
+    """Which run, in which format."""
+
+    run: str
+    format: Literal["json", "md"] = "json"
+
+
+class RunExported(Struct):
+    """The run's transcript; `text` holds the document."""
+
+    run: str
+    format: str
+    mime: str
+    text: str
+
+
+class AskAnswer(Change):
+    """An answer to an ask: a choice of its options, and the data of a form or edited arguments (`data.args`)."""
+
+    ask: str
+    choice: str
+    data: Json | None = None
+
+
+class AskAnswered(Struct):
+    """How the ask was settled, and from which offset it is visible."""
+
+    ask: str
+    outcome: Json
+    at: dict[str, int]
+
+
+class Runs:
+    """Operations on runs and asks."""
+
+    def __init__(self, engine: Engine, journal: Journal) -> None:
+        self._engine, self._journal = engine, journal
+
+    async def topic_of_start(self, call: Call, params: RunStart) -> str | None:
+        """Where the run will be told; of a new conversation the result tells."""
+        return f"conv:{params.conv}" if params.subscribe and params.conv else None
+
+    async def topic_of_run(self, call: Call, params: RunResume) -> str | None:
+        """Where the run is told."""
+        return (await self._engine.run_topic(call.me, params.run)).name if params.subscribe else None
+
+    @operation("run.start", who="user", rest="POST /api/runs", topic="topic_of_start")
+    async def start(self, call: Call, params: RunStart) -> RunStarted:
+        """Give input to a conversation: begin a run, queue it, or join the active one."""
+        return await self._engine.start(call, params)
+
+    @operation("run.cancel", who="user", rest="POST /api/runs/{run}/cancel")
+    async def cancel(self, call: Call, params: RunCancel) -> RunCancelled:
+        """End a run; what came stays."""
+        return msgspec.convert(await self._engine.cancel(call, params.run, params.mode), RunCancelled)
+
+    @operation("run.resume", who="user", rest="POST /api/runs/{run}/resume", topic="topic_of_run")
+    async def resume(self, call: Call, params: RunResume) -> RunStarted:
+        """Go on with an interrupted run; what was finished is not done again."""
+        return await self._engine.resume(call, params.run)
+
+    @operation("run.get", who="user", rest="GET /api/runs/{run}")
+    async def get(self, call: Call, params: RunRef) -> RunView:
+        """A run's object."""
+        topic = await self._engine.run_topic(call.me, params.run)
+        object = dict(topic.state["runs"][params.run])
+        await topic.settled()
+        return RunView(params.run, topic.name[5:], object)
+
+    @operation("run.list", who="user", rest="GET /api/runs")
+    async def list(self, call: Call, params: RunList) -> RunListed:
+        """The user's runs."""
+        where = {"owner": call.me.id} | ({"conv": params.conv} if params.conv else {})
+        rows = await self._journal.rows("run", where, order="-ts", limit=params.limit)
+        return RunListed([RunInfo(r["id"], r["conv"], r["kind"], r["status"], r["ts"]) for r in rows])
+
+    @operation("run.export", who="user", rest="GET /api/runs/{run}/export")
+    async def export(self, call: Call, params: RunExport) -> RunExported:
+        """A run's transcript as a document."""
+        topic = await self._engine.run_topic(call.me, params.run)
+        state = topic.state
+        object = state["runs"][params.run]
+        messages = [m for m in state["messages"] if m.get("run") == params.run]
+        tools = {id: t for id, t in state["tools"].items() if t["run"] == params.run}
+        document = {"run": {"id": params.run, **object}, "messages": messages, "tools": tools}
+        text = msgspec.json.format(msgspec.json.encode(document)).decode()
+        if params.format == "md":
+            text = _markdown(state["conv"].get("title", ""), messages, tools)
+        await topic.settled()
+        mime = "application/json" if params.format == "json" else "text/markdown"
+        return RunExported(params.run, params.format, mime, text)
+
+    @operation("ask.answer", who="user", rest="POST /api/asks/{ask}")
+    async def answer(self, call: Call, params: AskAnswer) -> AskAnswered:
+        """Settle an ask; the first valid answer wins."""
+        return msgspec.convert(await self._engine.answer(call, params.ask, params.choice, params.data), AskAnswered)
+
+
+def _markdown(title: str, messages: list[Json], tools: Json) -> str:
+    out = [f"# {title}"]
+    for message in messages:
+        out.append(f"## {'You' if message['role'] == 'user' else message.get('agent') or 'Assistant'}")
+        for part in message["parts"]:
+            if part["kind"] == "tool_args":
+                tool = tools.get(part.get("call"), {})
+                args = msgspec.json.encode(tool.get("args")).decode()
+                out.append(f"*{tool.get('name', part.get('name', 'tool'))}* `{args}` — {tool.get('status', 'not run')}")
+            elif part["kind"] in ("text", "tool_output"):
+                out.append(part["text"])
+            elif part["kind"] in ("image", "file"):
+                out.append(f"[{part.get('name') or part['kind']}]")
+    return "\n\n".join(out) + "\n"

@@ -1,0 +1,154 @@
+"""Operations on the hub itself: who one is, plugins, models, tools, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from sag.engine.engine import Engine
+from sag.hooks.host import PluginInfo
+from sag.ops.dispatch import Call, User
+from sag.ops.operation import Change, Params, operation
+from sag.schema.ids import now_ms
+from sag.store.tokens import TokenInfo, Tokens
+
+Json = dict[str, Any]
+
+
+class Nothing(Params):
+    """No params."""
+
+
+class PluginListed(Struct):
+    """All plugins that were found."""
+
+    plugins: list[PluginInfo]
+
+
+class ModelInfo(Struct, omit_defaults=True):
+    """A model: its full name `provider/model` and what is known of it."""
+
+    model: str
+    provider: str
+    label: str = ""
+    context: int | None = None
+    demo: bool = False
+    default: bool = False
+
+
+class ModelListed(Struct):
+    """The models that runs can use."""
+
+    models: list[ModelInfo]
+
+
+class ToolInfo(Struct):
+    """A tool of the hub; `input` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    origin: str
+    risk: str
+    input: Json
+
+
+class ToolListed(Struct):
+    """The hub's tools."""
+
+    tools: list[ToolInfo]
+
+
+class TokenNew(Change):
+    """For whom, with what label and roles, for how long."""
+
+    user: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._@-]{1,64}$")] = "local"
+    name: Annotated[str, Meta(max_length=100)] = ""
+    admin: bool = False
+    expires_s: Annotated[int, Meta(ge=1)] | None = None
+
+
+class TokenMade(Struct):
+    """The token's text, which is shown this once, and its listing."""
+
+    token: str
+    info: TokenInfo
+
+
+class TokenListed(Struct):
+    """All tokens, without their texts."""
+
+    tokens: list[TokenInfo]
+
+
+class TokenDrop(Change):
+    """Which token."""
+
+    id: str
+
+
+class System:
+    """Operations on the hub itself."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokens: Tokens,
+        plugins: Callable[[], list[PluginInfo]],
+        end_access: Callable[[str], None],
+    ) -> None:
+        self._engine, self._tokens, self._plugins, self._end_access = engine, tokens, plugins, end_access
+
+    @operation("user.me", who="user", rest="GET /api/me")
+    async def me(self, call: Call, params: Nothing) -> User:
+        """Who the caller is."""
+        return call.me
+
+    @operation("plugin.list", who="user", rest="GET /api/plugins")
+    async def plugins(self, call: Call, params: Nothing) -> PluginListed:
+        """The plugins, what each brings, and what is wrong with it."""
+        return PluginListed(self._plugins())
+
+    @operation("model.list", who="user", rest="GET /api/models")
+    async def models(self, call: Call, params: Nothing) -> ModelListed:
+        """The models that runs can use."""
+        return ModelListed(model_infos(self._engine))
+
+    @operation("tool.list", who="user", rest="GET /api/tools")
+    async def tools(self, call: Call, params: Nothing) -> ToolListed:
+        """The hub's tools."""
+        tools = self._engine.extensions.tools.values()
+        return ToolListed([ToolInfo(t.name, t.description, t.origin, t.risk, t.input) for t in tools])
+
+    @operation("token.new", who="admin", rest="POST /api/tokens")
+    async def new_token(self, call: Call, params: TokenNew) -> TokenMade:
+        """Make an API token; its text is shown here and never again."""
+        expires = None if params.expires_s is None else now_ms() + params.expires_s * 1000
+        roles = ["user", "admin"] if params.admin else ["user"]
+        text, info = self._tokens.new(call.tx, params.user, params.name, roles, expires)
+        return TokenMade(text, info)
+
+    @operation("token.list", who="admin", rest="GET /api/tokens")
+    async def list_tokens(self, call: Call, params: Nothing) -> TokenListed:
+        """The API tokens."""
+        return TokenListed(await self._tokens.list())
+
+    @operation("token.drop", who="admin", rest="DELETE /api/tokens/{id}")
+    async def drop_token(self, call: Call, params: TokenDrop) -> TokenInfo:
+        """Revoke an API token; the connections that it opened end."""
+        info = await self._tokens.drop(call.tx, params.id)
+        call.tx.after(lambda: self._end_access(info.id))
+        return info
+
+
+def model_infos(engine: Engine) -> list[ModelInfo]:
+    """The models as clients see them; the one that is used where nobody chose has `default`."""
+    chosen = engine.models.default()
+    out = []
+    for name, provider, model in engine.models.all():
+        values = {**msgspec.to_builtins(model), "model": name, "provider": provider.name, "default": name == chosen}
+        values.pop("id")
+        out.append(msgspec.convert(values, ModelInfo))
+    return out

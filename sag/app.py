@@ -1,0 +1,441 @@
+"""The composition root: makes the hub out of its parts, starts it, drains it and stops it. Nothing else wires parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import logging.handlers
+import os
+import queue
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import WebSocketRoute
+
+from sag import __version__
+from sag.api.config import Config
+from sag.api.conversations import Conversations
+from sag.api.runs import Runs
+from sag.api.system import System, model_infos
+from sag.engine.engine import Engine
+from sag.engine.transport import Transport
+from sag.errors import Fault, StartError
+from sag.hooks.host import Extensions, PluginHost
+from sag.hooks.hub import Services
+from sag.hooks.provider import Model
+from sag.hooks.watchdog import Watchdog
+from sag.hub.hub import Hub
+from sag.hub.subscription import Follower, resolve
+from sag.ops.dispatch import Call, Dispatcher, User
+from sag.ops.operation import Registry
+from sag.outbound import Outbound
+from sag.schema.events import Event, HubConnector, HubModel, HubPlugin
+from sag.schema.ids import new_secret, now_ms
+from sag.settings import Settings
+from sag.store.blobs import Blobs
+from sag.store.keys import KeyStore
+from sag.store.kv import KeyValue
+from sag.store.projections import project
+from sag.store.tokens import Tokens
+from sag.topics.sqlite import SqliteJournal
+from sag.topics.topic import Topic, Topics
+from sag.web.guard import Guard
+from sag.web.http import HttpFacade, fault_response
+from sag.web.server import QuietFilter, Server, listen, uvicorn_config
+from sag.web.socket import SocketEndpoint
+
+if TYPE_CHECKING:
+    import httpx
+
+log = logging.getLogger("sag")
+Json = dict[str, Any]
+FRONTEND = Path(__file__).parent / "frontend"
+RETENTION_S = 3600.0
+
+
+class App:
+    """One hub.
+
+    Args:
+        settings: All of its settings.
+
+    Raises:
+        StartError: It cannot start; the message says why and what to do.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        hub = settings.hub
+        self.journal = SqliteJournal(settings.data, hub.sync)
+        self.topics = Topics(self.journal, hub.tick_ms, project)
+        self.tokens = Tokens(self.journal)
+        self.kv = KeyValue(self.journal, self.topics)
+        self.blobs = Blobs(settings.data / "blobs", self.journal, self.topics)
+        self.keys = KeyStore(self.journal, hub.key_s)
+        self.own_token = new_secret()
+        self.outbound = Outbound()
+        self.registry = Registry()
+        self.extensions = Extensions()
+        self.dispatcher = Dispatcher(self.registry, self.keys, self.topics.begin)
+        self.engine = Engine(self.topics, self.extensions, Transport(self.outbound), self.kv, settings)
+        self.guard = Guard(settings, self.tokens, self.own_token)
+        self.hub = Hub(hub, self.topics, self.dispatcher, self.extensions.tools, self.guard.identify, __version__)
+        self.host = PluginHost(
+            settings, self.registry, self.extensions, self.topics.families, on_change=lambda _: self._announce()
+        )
+        self.registry.add_all(Runs(self.engine, self.journal))
+        self.registry.add_all(Conversations(self.engine, self.journal, hub.limits.frame))
+        self.registry.add_all(Config(self.engine))
+        self.registry.add_all(System(self.engine, self.tokens, lambda: self.host.plugins, self.hub.end_access))
+        self.host.load()
+        self.http = HttpFacade(self.hub, self.dispatcher, self.guard, self.blobs, self.health, self.schema)
+        self.watchdog = Watchdog(self.host.owner, self.host.stalled)
+        self._announcing: asyncio.Task[None] | None = None
+        self._again = False
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._started = False
+
+    def asgi(self) -> Starlette:
+        """The ASGI application."""
+        routes = [WebSocketRoute("/ws", SocketEndpoint(self.hub, self.guard)), *self.http.routes(FRONTEND)]
+        middleware = []
+        if self.settings.hub.origins:
+            middleware.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=self.settings.hub.origins,
+                    allow_methods=["*"],
+                    allow_headers=["authorization", "content-type", "idempotency-key", "sag-client", "last-event-id"],
+                )
+            )
+        handlers: Any = {404: _not_found, 405: _not_allowed}
+        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+    # starting and stopping
+
+    async def start(self) -> None:
+        """Recover what was open, start the plugins, tell what there is."""
+        self._started = True
+        self.host.connect(PluginServices(self))
+        await self.engine.recover()
+        await self.host.startup()
+        await self._publish_hub()
+        self.watchdog.start()
+        self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+        self._write_address()
+        gc.collect()
+        gc.freeze()  # measured: a full collection with 5,000 idle sockets stops the loop for 179 ms
+        gc.set_threshold(50_000, 20, 100)
+
+    def refuse_open_door(self, tokens: int) -> None:
+        """Not on another address than loopback while nobody has to sign in.
+
+        Raises:
+            StartError: No authentication is configured.
+        """
+        if not self.settings.loopback and not tokens:
+            raise StartError(
+                f"refusing to listen on {self.settings.hub.host} without authentication: make a token first "
+                "with `sag token new`, or listen on 127.0.0.1"
+            )
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Tell everybody, let runs end for `drain_s`, interrupt the rest, close all sockets."""
+        self.dispatcher.draining = True
+        self.hub.say_goodbye(10.0)
+        draining = asyncio.ensure_future(self.engine.drain(self.settings.hub.drain_s))
+        waiting = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait({draining, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            draining.cancel()
+            await self.engine.drain(0)
+        waiting.cancel()
+        self.http.close()
+        await self.hub.close()
+
+    async def stop(self) -> None:
+        """End everything and close the journal."""
+        self.watchdog.stop()
+        for task in (self._housekeeping, self._announcing):
+            if task is not None:
+                task.cancel()
+        await self.engine.stop()
+        if self._started:
+            await self.host.shutdown()
+        await self.outbound.close()
+        with contextlib.suppress(OSError):
+            (self.settings.data / "hub.json").unlink()
+        await self.topics.close()
+
+    def _write_address(self) -> None:
+        """Leave the address and a token for this machine's own command line; readable by the hub's user alone."""
+        path = self.settings.data / "hub.json"
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(msgspec.json.encode({"url": self.url, "token": self.own_token, "pid": os.getpid()}))
+
+    @property
+    def url(self) -> str:
+        hub = self.settings.hub
+        host = f"[{hub.host}]" if ":" in hub.host else hub.host
+        return f"{'https' if hub.tls_cert else 'http'}://{host}:{hub.port}"
+
+    # what the hub tells of itself
+
+    def health(self) -> Json:
+        """What `/health` answers."""
+        failed = [p.name for p in self.host.plugins if p.status == "failed"]
+        return {
+            "status": "draining" if self.dispatcher.draining else "ok",
+            "version": __version__,
+            "connections": len(self.hub.connections),
+            "plugins": {"on": sum(p.status == "on" for p in self.host.plugins), "failed": failed},
+            "store": {"kind": "sqlite", "version": sqlite3.sqlite_version},
+            "python": sys.version.split()[0],
+        }
+
+    def schema(self, name: str) -> bytes | None:
+        """A generated schema document by name."""
+        from sag.ops.export import document
+
+        return document(name, self.registry, __version__)
+
+    def _announce(self) -> None:
+        """What the hub offers has changed: tell it on `hub`, once for many changes."""
+        if self._announcing is not None and not self._announcing.done():
+            self._again = True
+            return
+        self._announcing = asyncio.ensure_future(self._publish_hub())
+
+    async def _publish_hub(self) -> None:
+        while True:
+            self._again = False
+            topic = await self.topics.get("", "hub")
+            topic.pins = max(topic.pins, 1)
+            tx = self.topics.begin()
+            for place, kind, wanted in (
+                ("plugins", HubPlugin, {p.name: msgspec.to_builtins(p) for p in self.host.plugins}),
+                ("connectors", HubConnector, self._connectors()),
+                ("models", HubModel, {m.model: msgspec.to_builtins(m) for m in model_infos(self.engine)}),
+            ):
+                for id, patch in differences(topic.state[place], wanted).items():
+                    tx.append(topic, kind(id, patch))
+            if not tx.empty:
+                with contextlib.suppress(Fault):
+                    await tx.submit()
+            if not self._again:
+                return
+
+    def _connectors(self) -> Json:
+        out: Json = {}
+        for tool in self.extensions.tools.values():
+            connector = out.setdefault(tool.origin, {"kind": "plugin", "status": "ready", "tools": {}})
+            connector["tools"][tool.name] = {"description": tool.description, "risk": tool.risk}
+        return out
+
+    # housekeeping
+
+    async def _keep_house(self) -> None:
+        """Now and then forget what is past its time."""
+        while True:
+            await asyncio.sleep(RETENTION_S)
+            with contextlib.suppress(Fault):
+                await self.forget_old()
+
+    async def forget_old(self) -> None:
+        """Trim topics to what is promised (at least `keep_s` and `keep_events`), and expire idempotency keys."""
+        hub = self.settings.hub
+        tx = self.topics.begin()
+        self.keys.expire(tx)
+        await tx.submit()
+        for owner, name, upto in await self.journal.stale(hub.keep_events, now_ms() - round(hub.keep_s * 1000)):
+            topic = await self.topics.find(owner, name)
+            if topic is not None:
+                await self.topics.trim(topic, upto)
+
+
+class PluginServices(Services):
+    """What plugins are given of the running hub."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def kv_get(self, space: str, key: str) -> Any:
+        return await self._app.kv.get(space, key)
+
+    async def kv_put(self, space: str, key: str, value: Any) -> None:
+        await self._app.kv.put(space, key, value)
+
+    async def kv_delete(self, space: str, key: str) -> None:
+        await self._app.kv.delete(space, key)
+
+    async def kv_list(self, space: str, prefix: str) -> dict[str, Any]:
+        return await self._app.kv.list(space, prefix)
+
+    async def publish(self, owner: str, topic: str, event: Event, space: str, keep: Mapping[str, Any]) -> int:
+        topics = self._app.topics
+        found = await topics.get(owner, topic)
+        if event.CLASS == "ephemeral":
+            topics.pass_by(found, event)
+            return found.head
+        tx = topics.begin()
+        off = tx.append(found, event)
+        for key, value in keep.items():
+            self._app.kv.write(tx, space, key, value)
+        await tx.submit()
+        return off
+
+    async def follow(self, owner: str, topic: str) -> AsyncIterator[tuple[str, Any]]:
+        topics = self._app.topics
+        found: Topic = await (resolve(topics, User(owner, owner), topic) if owner else topics.get("", topic))
+        follower = Follower(topics, found, found.head)
+        try:
+            while follower.reason is None:
+                while entries := await follower.next():
+                    for entry in entries:
+                        yield entry.name, msgspec.json.decode(entry.body)
+                        follower.cursor = entry.off
+                await follower.woken(60)
+        finally:
+            follower.close()
+
+    async def patch(self, user: User, scope: str, patch: Json) -> Json:
+        return await self._app.engine.patch_as(user, "", scope, patch)
+
+    async def start_run(self, user: User, params: Json) -> Json:
+        app = self._app
+        call = Call(user, "", begin=app.topics.begin)
+        op = app.registry.get("run.start")
+        _, result = await app.dispatcher.call(call, op, msgspec.json.encode(params))
+        return dict(msgspec.json.decode(result))
+
+    def set_models(self, provider: str, models: Sequence[Model]) -> None:
+        self._app.extensions.set_models(provider, models)
+        self._app._announce()
+
+    def http(self) -> httpx.AsyncClient:
+        return self._app.outbound.client()
+
+
+def differences(now: Json, wanted: Json) -> Json:
+    """The patches that make one map of objects into another; None removes an entry."""
+    out: Json = {id: None for id in now if id not in wanted}
+    for id, value in wanted.items():
+        old = now.get(id, {})
+        if old != _without_nulls(value):
+            out[id] = {**{k: None for k in old if k not in value}, **value}
+    return out
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return value
+
+
+async def _not_found(request: Request, e: Exception) -> Response:
+    return fault_response(Fault("route.unknown"), request.url.path)
+
+
+async def _not_allowed(request: Request, e: Exception) -> Response:
+    return fault_response(Fault("method.denied"), request.url.path)
+
+
+# running
+
+
+def run(settings: Settings, ready: Callable[[str], None]) -> int:
+    """Run a hub until a signal ends it.
+
+    Args:
+        settings: All of its settings.
+        ready: Called with the address once it serves.
+
+    Returns:
+        The process's exit status.
+
+    Raises:
+        StartError: It cannot start.
+    """
+    stop_logging = set_up_logging(settings.hub.log)
+    sock = listen(settings.hub)
+    settings.hub.port = sock.getsockname()[1]
+    try:
+        app = App(settings)
+        return _runner()(_serve(app, sock, ready))
+    finally:
+        sock.close()
+        stop_logging()
+
+
+def _runner() -> Callable[[Any], int]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
+
+
+async def _serve(app: App, sock: Any, ready: Callable[[str], None]) -> int:
+    try:
+        app.refuse_open_door(len(await app.tokens.list()))
+        await app.start()
+        config = uvicorn_config(app.asgi(), app.settings.hub)
+        server = Server(config, lambda: ready(app.url), app.drain)
+        await server.serve(sockets=[sock])
+    finally:
+        await app.stop()
+    return 0
+
+
+def set_up_logging(level: str) -> Callable[[], None]:
+    """Log to stderr from a thread of its own, so that a sink that blocks costs the loop nothing (RELIABILITY F44)."""
+    records: queue.Queue[Any] = queue.Queue(10_000)
+    handler = _DroppingHandler(records)
+    handler.addFilter(QuietFilter())
+    out = logging.StreamHandler(sys.stderr)
+    out.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    listener = logging.handlers.QueueListener(records, out)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("uvicorn").setLevel("WARNING")
+    logging.getLogger("httpx").setLevel("WARNING")
+    logging.raiseExceptions = False
+    listener.start()
+
+    def stop() -> None:
+        thread = listener._thread
+        with contextlib.suppress(queue.Full):
+            records.put_nowait(None)
+        if thread is not None:
+            thread.join(1.0)
+
+    return stop
+
+
+class _DroppingHandler(logging.handlers.QueueHandler):
+    """Queues records; where the sink does not keep up, drops them and says how many."""
+
+    dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+            return
+        if self.dropped:
+            count, self.dropped = self.dropped, 0
+            log.warning("%d log lines were dropped", count)

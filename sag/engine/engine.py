@@ -1,0 +1,779 @@
+"""The engine: conversations with their queues of runs; starting, steering, cancelling, resuming; asks; config patches.
+
+Every decision on a conversation (who goes first, the first answer, the next revision) is taken here between two
+awaits on the state of its topic, and told by events in one commit. Runs are tasks of the hub, never of a socket.
+Above: the operations of `sag.api`. Below: topics, hooks, the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from sag.engine.config import (
+    ClientSettings,
+    ConfigView,
+    Patched,
+    compare,
+    defaults,
+    fitting,
+    layered,
+    patched,
+)
+from sag.engine.models import Models
+from sag.engine.run import Answer, Run, RunEnded, RunLimit
+from sag.engine.transport import Transport
+from sag.errors import Fault
+from sag.hooks.host import Extensions
+from sag.hooks.kind import RunKind
+from sag.hooks.tool import Tool, check_schema
+from sag.ops.dispatch import Call, User
+from sag.ops.operation import Change
+from sag.schema.events import (
+    AgentClose,
+    AskClose,
+    ClientConfig,
+    ConfigPatched,
+    ConvPatch,
+    InboxAskClose,
+    InboxConv,
+    InboxConvDrop,
+    InboxRun,
+    InboxRunClose,
+    InboxRunOpen,
+    MessageAdd,
+    PartClose,
+    RunClose,
+    RunEnd,
+    RunError,
+    RunOpen,
+    RunPatch,
+    StepClose,
+    ToolClose,
+    ToolStatus,
+    Usage,
+)
+from sag.schema.ids import new_id, now_ms
+from sag.settings import Settings
+from sag.store.kv import KeyValue
+from sag.store.projections import forget
+from sag.topics.topic import Topic, Topics, Transaction
+
+log = logging.getLogger("sag.engine")
+Json = dict[str, Any]
+
+TITLE = 60
+OPEN = frozenset({"queued", "running", "waiting", "paused"})
+CLIENT_ID = r"^[A-Za-z0-9._-]{1,64}$"
+
+
+class InputPart(Struct, omit_defaults=True):
+    """A piece of a user's message: text, or a file that was uploaded (`ref`)."""
+
+    kind: Literal["text", "image", "file"]
+    text: str | None = None
+    ref: str | None = None
+    mime: str | None = None
+    name: str | None = None
+
+
+class RunStart(Change):
+    """Params of `run.start`; only `input` is required (protocol section 4)."""
+
+    input: Annotated[list[InputPart], Meta(min_length=1, max_length=64)]
+    conv: str | None = None
+    kind: str | None = None
+    when: Literal["queue", "steer", "interrupt", "reject"] = "queue"
+    config: Json = field(default_factory=dict)
+    subscribe: bool = True
+
+
+class RunStarted(Struct, omit_defaults=True):
+    """The run was accepted; `at` says from which offset of which topic the effect is visible."""
+
+    conv: str
+    run: str
+    state: Literal["running", "queued", "steered"]
+    at: dict[str, int]
+    msg: str | None = None
+
+
+class Conversation:
+    """A conversation that has runs which are not over: the active one and those that wait."""
+
+    def __init__(self, id: str, topic: Topic, inbox: Topic) -> None:
+        self.id, self.topic, self.inbox = id, topic, inbox
+        self.active: Run | None = None
+        self.queue: deque[Run] = deque()
+
+
+class Engine:
+    """Runs what runs.
+
+    Args:
+        topics: Where everything is told.
+        extensions: The tools, providers and run kinds of the plugins.
+        transport: The way to models over HTTP.
+        kv: Where remembered approvals are kept.
+        settings: Limits and times.
+    """
+
+    def __init__(
+        self, topics: Topics, extensions: Extensions, transport: Transport, kv: KeyValue, settings: Settings
+    ) -> None:
+        self.topics, self.extensions, self.transport = topics, extensions, transport
+        self.ask_s = settings.hub.ask_s
+        self.part_bytes = settings.hub.limits.part
+        self._queue_limit = settings.hub.limits.queue
+        self.models = Models(extensions)
+        self._kv = kv
+        self._homes: dict[tuple[str, str], Conversation] = {}
+        self._asks: dict[str, asyncio.Future[Answer]] = {}
+        self._expiry: dict[str, asyncio.TimerHandle] = {}
+        self._always: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # finding things of a user
+
+    async def topic(self, user: User, conv: str) -> Topic:
+        """A conversation's topic.
+
+        Raises:
+            Fault: conv.unknown.
+        """
+        topic = await self.topics.find(user.id, f"conv:{conv}")
+        if topic is None:
+            raise Fault("conv.unknown")
+        return topic
+
+    async def run_topic(self, user: User, run: str) -> Topic:
+        """The topic of a run's conversation.
+
+        Raises:
+            Fault: run.unknown.
+        """
+        for topic in self._live_topics(user):
+            if run in topic.state["runs"]:
+                return topic
+        rows = await self.topics.journal.rows("run", {"id": run, "owner": user.id})
+        found = await self.topics.find(user.id, f"conv:{rows[0]['conv']}") if rows else None
+        if found is None or run not in found.state["runs"]:
+            raise Fault("run.unknown")
+        return found
+
+    def _live_topics(self, user: User) -> list[Topic]:
+        return [home.topic for (owner, _), home in self._homes.items() if owner == user.id]
+
+    async def _home(self, user: User, topic: Topic) -> Conversation:
+        inbox = await self.topics.get(user.id, "user:me")
+        key = (user.id, topic.name[5:])
+        home = self._homes.get(key)
+        if home is None:
+            home = self._homes[key] = Conversation(key[1], topic, inbox)
+            topic.pins += 1
+            inbox.pins += 1
+        return home
+
+    def _release(self, home: Conversation) -> None:
+        key = (home.topic.owner, home.id)
+        if home.active is None and not home.queue and self._homes.get(key) is home:
+            del self._homes[key]
+            home.topic.pins -= 1
+            home.inbox.pins -= 1
+
+    def kind(self, name: str) -> RunKind:
+        """A run kind by name.
+
+        Raises:
+            Fault: kind.unknown.
+        """
+        kind = self.extensions.kinds.get(name)
+        if kind is None:
+            raise Fault("kind.unknown", f"No installed plugin offers runs of kind {name!r}.")
+        return kind
+
+    # starting
+
+    async def start(self, call: Call, p: RunStart) -> RunStarted:
+        """Accept input: begin a run, queue it, or join the active one (protocol section 4).
+
+        Raises:
+            Fault: conv.unknown, kind.unknown, config.invalid, input.invalid, run.busy, run.queue.
+        """
+        user = call.me
+        _check_input(p.input)
+        is_new = p.conv is None
+        topic = self.topics.create(user.id, f"conv:{new_id('c')}") if is_new else await self.topic(user, p.conv or "")
+        below = await self._client_llm(user, call.client)
+        home = await self._home(user, topic)
+        # from here on nothing is awaited: this is one decision
+        try:
+            if p.when == "reject" and home.active:
+                raise Fault("run.busy", run=home.active.id)
+            if p.when == "steer" and home.active and not home.active.closed:
+                return self._steer(call.tx, user, home, home.active, p)
+            kind = self.kind(p.kind or self._last_kind(topic))
+            base = layered(fitting(below, kind.config), fitting(topic.state["conv"]["config"], kind.config))
+            patched({}, p.config, kind.config, base)
+            if p.when == "queue" and len(home.queue) >= self._queue_limit:
+                raise Fault("run.queue", f"{len(home.queue)} runs wait in this conversation already.")
+        except Fault:
+            self._release(home)
+            await topic.settled()
+            raise
+        tx: Transaction = call.tx
+        source = call.peer.tool_source if call.peer is not None else None
+        run = Run(self, home, new_id("r"), kind, user, call.client, source)
+        first = tx.append(topic, ConvPatch({"title": _title(p.input), "created": now_ms()})) if is_new else None
+        if p.when == "interrupt" and home.active:
+            self._close(tx, home.active, "cancelled")
+            home.active = None
+        begins = home.active is None
+        at = tx.append(
+            topic,
+            RunOpen(
+                run.id,
+                kind.name,
+                user.id,
+                call.client,
+                layered({}, p.config),
+                1,
+                "running" if begins else "queued",
+                now_ms(),
+                base if begins else None,
+                self._next_turn(topic) if begins else None,
+            ),
+        )
+        msg = self._add_message(tx, user, home, run.id, p)
+        tx.append(home.inbox, InboxConv(home.id, {**_listing(topic), "updated": now_ms()}))
+        tx.append(home.inbox, InboxRunOpen(run.id, home.id, kind.name, "running" if begins else "queued"))
+        if begins:
+            home.active = run
+            tx.after(lambda: self._launch(run))
+        else:
+            home.queue.append(run)
+        at = at if first is None else first
+        return RunStarted(home.id, run.id, "running" if begins else "queued", {topic.name: at}, msg)
+
+    def _steer(self, tx: Transaction, user: User, home: Conversation, run: Run, p: RunStart) -> RunStarted:
+        at = home.topic.tip + 1
+        msg = self._add_message(tx, user, home, run.id, p)
+        return RunStarted(home.id, run.id, "steered", {home.topic.name: at}, msg)
+
+    def _add_message(self, tx: Transaction, user: User, home: Conversation, run: str, p: RunStart) -> str:
+        msg = new_id("m")
+        parts = [msgspec.to_builtins(part) for part in p.input]
+        tx.append(home.topic, MessageAdd(msg, "user", now_ms(), parts, run, by=user.id))
+        return msg
+
+    @staticmethod
+    def _last_kind(topic: Topic) -> str:
+        runs = topic.state["runs"]
+        return str(runs[next(reversed(runs))]["kind"]) if runs else "chat"
+
+    @staticmethod
+    def _next_turn(topic: Topic) -> int:
+        return 1 + max((run.get("begun", 0) for run in topic.state["runs"].values()), default=0)
+
+    def _launch(self, run: Run) -> None:
+        if run.closed or run.task is not None:
+            return
+        run.task = asyncio.create_task(self._drive(run), name=f"run {run.id}")
+        self._tasks.add(run.task)
+        run.task.add_done_callback(self._tasks.discard)
+
+    async def _drive(self, run: Run) -> None:
+        """The life of a run, from its first step to its last event."""
+        status: RunEnd = "done"
+        error: RunError | None = None
+        try:
+            while True:
+                await run.kind.run(run)
+                if not run.wants_step or run.closed:  # a steer that came after the last look keeps the run going
+                    break
+        except RunLimit as e:
+            status, error = "limit", RunError("run.limit", str(e))
+        except RunEnded:
+            status = "cancelled"
+        except asyncio.CancelledError:
+            status = "interrupted"
+        except Fault as e:
+            status, error = "failed", RunError(e.kind, e.message, e.retry)
+        except Exception as e:
+            log.exception("run %s of kind %s failed", run.id, run.kind.name)
+            status, error = "failed", RunError("run.failed", f"The run kind failed ({type(e).__name__}).")
+        if not run.closed:
+            await self._finish(run, status, error)
+
+    async def _finish(self, run: Run, status: RunEnd, error: RunError | None) -> None:
+        """Close a run; where the store cannot take it, try until it can."""
+        run.closed = True
+        for delay_s in (0.1, 0.3, *[1.0] * 86_400):
+            try:
+                tx = self.topics.begin()
+                self._close(tx, run, status, error)
+                await tx.submit()
+                return
+            except Fault as e:
+                log.warning("run %s cannot be closed yet: %s", run.id, e.kind)
+                await asyncio.sleep(delay_s)
+
+    # ending
+
+    def _close(self, tx: Transaction, run: Run, status: RunEnd, error: RunError | None = None) -> None:
+        """End a run with a transaction, and let the next one begin when it is committed."""
+        run.closed = True
+        home = run.home
+        self._closing_events(tx, home, run.id, status, error)
+        if run.task is not None and run.task is not asyncio.current_task():
+            run.task.cancel()
+        tx.after(lambda: self._next(home, run))
+
+    def _closing_events(
+        self, tx: Transaction, home: Conversation, run: str, status: RunEnd, error: RunError | None = None
+    ) -> None:
+        topic = home.topic
+        object = topic.state["runs"].get(run)
+        if object is None or object["status"] not in OPEN:
+            return
+        self.topics.flush_deltas(topic, tx)
+        for message in topic.state["messages"]:
+            if message.get("run") == run:
+                for part in message["parts"]:
+                    if part.get("open"):
+                        tx.append(topic, PartClose(part["part"], len(part["text"]), True))
+                        self.topics.close_part(topic, part["part"])
+        for id, ask in list(topic.state["asks"].items()):
+            if ask["run"] == run:
+                self._settle(tx, home, id, AskClose(id, None, None, why="run"))
+        ended: dict[RunEnd, ToolStatus] = {"interrupted": "lost", "failed": "lost"}
+        for call, tool in topic.state["tools"].items():
+            if tool["run"] == run and tool["status"] == "running":
+                tx.append(topic, ToolClose(call, ended.get(status, "cancelled"), max(0, now_ms() - tool["ts"])))
+        for agent, state in object.get("agents", {}).items():
+            if state == "open":
+                tx.append(topic, AgentClose(run, agent))
+        if (step := object.get("open_step")) is not None:
+            tx.append(topic, StepClose(run, step, status))
+        usage = msgspec.convert(topic.state["runs"][run]["usage"], Usage)
+        now = now_ms()
+        tx.append(topic, RunClose(run, status, usage, now, error))
+        tx.append(home.inbox, InboxRunClose(run, home.id, status))
+        tx.append(home.inbox, InboxConv(home.id, {"updated": now}))
+
+    def _next(self, home: Conversation, ended: Run) -> None:
+        """After a run ended: begin the one that waits longest."""
+        if ended in home.queue:
+            home.queue.remove(ended)
+        if home.active is ended:
+            home.active = None
+        if home.active is None and home.queue:
+            task = asyncio.ensure_future(self._begin_next(home))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._release(home)
+
+    async def _begin_next(self, home: Conversation) -> None:
+        if not home.queue or home.active is not None:
+            return
+        run = home.queue[0]
+        below = await self._client_llm(run.user, run.client)
+        if home.active is not None or not home.queue or home.queue[0] is not run or run.closed:
+            return
+        home.active = home.queue.popleft()
+        topic = home.topic
+        try:
+            base = layered(fitting(below, run.kind.config), fitting(topic.state["conv"]["config"], run.kind.config))
+            tx = self.topics.begin()
+            patch = {"status": "running", "base": base, "begun": self._next_turn(topic)}
+            tx.append(topic, RunPatch(run.id, patch))
+            tx.append(home.inbox, InboxRun(run.id, home.id, {"status": "running"}))
+            await tx.submit()
+        except Fault as e:
+            await self._finish(run, "failed", RunError(e.kind, e.message, e.retry))
+            return
+        self._launch(run)
+
+    def _find(self, topic: Topic, run: str) -> Run | None:
+        home = self._homes.get((topic.owner, topic.name[5:]))
+        for candidate in [home.active, *home.queue] if home else []:
+            if candidate is not None and candidate.id == run and not candidate.closed:
+                return candidate
+        return None
+
+    async def _closed(self, topic: Topic, run: str) -> Fault:
+        await topic.settled()
+        return Fault("run.closed", status=topic.state["runs"][run]["status"])
+
+    async def cancel(self, call: Call, run_id: str, mode: Literal["now", "after_step"]) -> Json:
+        """End a run: at once, or when its step is over. What came stays.
+
+        Raises:
+            Fault: run.unknown, run.closed.
+        """
+        topic = await self.run_topic(call.me, run_id)
+        run = self._find(topic, run_id)
+        if run is None:
+            raise await self._closed(topic, run_id)
+        if mode == "after_step" and run.task is not None:
+            run.stop_after_step = True
+            return {"run": run_id, "status": topic.state["runs"][run_id]["status"], "at": {topic.name: topic.head}}
+        tx: Transaction = call.tx
+        self._close(tx, run, "cancelled")
+        return {"run": run_id, "status": "cancelled", "at": {topic.name: topic.tip}}
+
+    async def resume(self, call: Call, run_id: str) -> RunStarted:
+        """Go on with an interrupted run.
+
+        Raises:
+            Fault: run.unknown, run.state, run.busy, kind.unknown.
+        """
+        topic = await self.run_topic(call.me, run_id)
+        home = await self._home(call.me, topic)
+        try:
+            object = topic.state["runs"][run_id]
+            if object["status"] != "interrupted":
+                raise Fault("run.state", f"The run is {object['status']}, not interrupted.", status=object["status"])
+            if home.active is not None:
+                raise Fault("run.busy", run=home.active.id)
+            kind = self.kind(object["kind"])
+        except Fault:
+            self._release(home)
+            raise
+        source = call.peer.tool_source if call.peer is not None else None
+        run = home.active = Run(self, home, run_id, kind, call.me, object["client"], source)
+        tx: Transaction = call.tx
+        patch: Json = {"status": "running", "error": None}
+        if "begun" not in object:
+            patch |= {"base": {}, "begun": self._next_turn(topic)}
+        at = tx.append(topic, RunPatch(run_id, patch))
+        tx.append(home.inbox, InboxRunOpen(run_id, home.id, kind.name, "running"))
+        tx.after(lambda: self._launch(run))
+        return RunStarted(home.id, run_id, "running", {topic.name: at})
+
+    async def delete(self, call: Call, conv: str) -> int:
+        """Delete a conversation; its runs end first. Gives the offset in the user's inbox.
+
+        Raises:
+            Fault: conv.unknown.
+        """
+        topic = await self.topic(call.me, conv)
+        home = await self._home(call.me, topic)
+        tx: Transaction = call.tx
+        runs = [home.active, *home.queue]
+        home.active = None
+        home.queue.clear()
+        for run in runs:
+            if run is not None:
+                self._closing_events(tx, home, run.id, "cancelled")
+                run.closed = True
+                if run.task is not None:
+                    run.task.cancel()
+        at = tx.append(home.inbox, InboxConvDrop(conv))
+        tx.put(*forget(conv))
+        self.topics.delete(tx, topic)
+        self._release(home)
+        return at
+
+    async def rename(self, call: Call, conv: str, patch: Json) -> int:
+        """Patch a conversation's properties; gives the offset.
+
+        Raises:
+            Fault: conv.unknown.
+        """
+        topic = await self.topic(call.me, conv)
+        inbox = await self.topics.get(call.me.id, "user:me")
+        tx: Transaction = call.tx
+        at = tx.append(topic, ConvPatch(patch))
+        tx.append(inbox, InboxConv(conv, patch))
+        return at
+
+    # asks
+
+    def allowed(self, run: Run, tool: Tool) -> bool:
+        """Whether a person allowed a tool before, for this run or for always."""
+        return tool.name in run.object.get("allow", {}) or (run.user.id, tool.name) in self._always
+
+    async def settled(self, run: Run, ask: str) -> Answer:
+        """Wait for the outcome of an open ask of a run."""
+        future = self._asks.get(ask)
+        if future is None:
+            future = self._asks[ask] = asyncio.get_running_loop().create_future()
+        if not future.done() and ask not in self._expiry and (opened := run.state["asks"].get(ask)):
+            delay_s = max(0.0, (opened["expires_at"] - now_ms()) / 1000)
+            loop = asyncio.get_running_loop()
+            self._expiry[ask] = loop.call_later(min(delay_s, 86_400.0 * 20), self._expire, run.home, ask)
+        try:
+            return await future
+        finally:
+            self._asks.pop(ask, None)
+            if timer := self._expiry.pop(ask, None):
+                timer.cancel()
+
+    def _expire(self, home: Conversation, ask: str) -> None:
+        self._expiry.pop(ask, None)
+        opened = home.topic.state["asks"].get(ask)
+        if opened is None or home.topic.lost:
+            return
+        tx = self.topics.begin()
+        self._settle(tx, home, ask, AskClose(ask, None, opened["on_expiry"], why="expired"))
+        tx.submit()
+
+    def _settle(self, tx: Transaction, home: Conversation, ask: str, close: AskClose) -> None:
+        tx.append(home.topic, close)
+        tx.append(home.inbox, InboxAskClose(ask, home.id))
+        answer = Answer(close.choice, close.data, close.args, close.by)
+
+        def tell() -> None:
+            future = self._asks.setdefault(ask, asyncio.get_running_loop().create_future())
+            if not future.done():
+                future.set_result(answer)
+
+        if close.why != "run":
+            tx.after(tell)
+
+    async def answer(self, call: Call, ask: str, choice: str, data: Json | None) -> Json:
+        """Settle an ask. The first valid answer wins (protocol section 5).
+
+        Raises:
+            Fault: ask.unknown, ask.closed with the outcome, ask.invalid.
+        """
+        user = call.me
+        topic = next((t for t in self._live_topics(user) if ask in t.state["asks"]), None)
+        if topic is None:
+            raise await self._no_ask(user, ask)
+        opened = topic.state["asks"][ask]
+        if choice not in opened["options"]:
+            raise Fault("ask.invalid", f"Choose one of {', '.join(opened['options'])}.", path="$.choice")
+        home = self._homes[user.id, topic.name[5:]]
+        tx: Transaction = call.tx
+        tool_name = (opened.get("subject") or {}).get("tool", "")
+        close = AskClose(ask, user.id, choice, call.client or None)
+        if opened["kind"] == "approval":
+            if choice != "deny" and data and "args" in data:
+                close.args = self._edited(tool_name, data["args"])
+            if choice == "allow_run":
+                tx.append(topic, RunPatch(opened["run"], {"allow": {tool_name: True}}))
+            if choice == "allow_always":
+                self._kv.write(tx, "sag.allow", f"{user.id} {tool_name}", True)
+                tx.after(lambda: self._always.add((user.id, tool_name)))
+        elif opened["kind"] == "form" and choice == opened["options"][0]:
+            close.data = check_schema(opened.get("schema") or {}, data if data is not None else {}, "ask.invalid")
+        self._settle(tx, home, ask, close)
+        outcome = {k: v for k, v in msgspec.to_builtins(close).items() if k != "ask"}
+        return {"ask": ask, "outcome": outcome, "at": {topic.name: topic.tip}}
+
+    def _edited(self, tool_name: str, args: Any) -> Json:
+        tool = self.extensions.tools.get(tool_name)
+        if not isinstance(args, dict):
+            raise Fault("ask.invalid", "Edited arguments are an object.", path="$.data.args")
+        if tool is not None:
+            try:
+                tool.check(args)
+            except Fault as e:
+                path = str(e.data.get("path", "$")).replace("$", "$.data.args", 1)
+                raise Fault("ask.invalid", e.message, path=path) from None
+        return args
+
+    async def _no_ask(self, user: User, ask: str) -> Fault:
+        for topic in self._live_topics(user):
+            await topic.settled()
+        rows = await self.topics.journal.rows("ask", {"id": ask, "owner": user.id})
+        if not rows:
+            return Fault("ask.unknown")
+        return Fault("ask.closed", outcome=msgspec.json.decode(rows[0]["outcome"] or b"null"))
+
+    # config
+
+    async def _client_llm(self, user: User, client: str) -> Json:
+        if not client:
+            return {}
+        topic = await self.topics.find(user.id, f"client:{client}")
+        llm: Json = topic.state["config"].get("llm", {}) if topic is not None else {}
+        return llm
+
+    async def _scope(self, call: Call, scope: str) -> tuple[str, str, Topic]:
+        what, _, id = scope.partition(":")
+        if what == "run":
+            return what, id, await self.run_topic(call.me, id)
+        if what == "conv":
+            return what, id, await self.topic(call.me, id)
+        if what == "client" and id and len(id) <= 64 and all(c.isalnum() or c in "._-" for c in id):
+            return what, id, await self.topics.get(call.me.id, f"client:{id}")
+        raise Fault("scope.unknown", f"There is no scope {scope!r}: use run:<id>, conv:<id> or client:<id>.")
+
+    async def _view(self, call: Call, what: str, id: str, topic: Topic) -> tuple[Json, list[Json], type[Struct], int]:
+        """A scope's document, the layers below it, its struct and its rev."""
+        if what == "run":
+            object = topic.state["runs"][id]
+            struct = self.kind(object["kind"]).config
+            return object["config"], [defaults(struct), object.get("base") or {}], struct, object["rev"]
+        if what == "conv":
+            struct = self.kind(self._last_kind(topic)).config
+            below = fitting(await self._client_llm(call.me, call.client), struct)
+            conv = topic.state["conv"]
+            return conv["config"], [defaults(struct), below], struct, conv["rev"]
+        llm = defaults(self.kind("chat").config) if "chat" in self.extensions.kinds else {}
+        return topic.state["config"], [{"llm": llm}], self._client_struct(), topic.state["rev"]
+
+    def _client_struct(self) -> type[Struct]:
+        chat = self.extensions.kinds.get("chat")
+        if chat is None:
+            return ClientSettings
+        fields = [("llm", chat.config | None, None)]
+        return msgspec.defstruct("Settings", fields, bases=(ClientSettings,), forbid_unknown_fields=True)
+
+    async def config(self, call: Call, scope: str) -> ConfigView:
+        """A scope's config.
+
+        Raises:
+            Fault: scope.unknown, run.unknown, conv.unknown.
+        """
+        what, id, topic = await self._scope(call, scope)
+        document, below, struct, rev = await self._view(call, what, id, topic)
+        effective = self._named(layered(*below, document), what)
+        view = ConfigView(rev, document, effective, msgspec.json.schema(struct))
+        await topic.settled()
+        return view
+
+    def _named(self, effective: Json, what: str) -> Json:
+        """The effective config with the model that the default stands for."""
+        if what != "client" and effective.get("model") is None and (model := self.models.default()):
+            return {**effective, "model": model}
+        return effective
+
+    async def patch(
+        self, call: Call, scope: str, patch: Json, rev: int | None, apply: Literal["next_step", "now"]
+    ) -> Patched:
+        """Patch a scope's config (protocol section 6).
+
+        Raises:
+            Fault: scope.unknown, run.closed, config.conflict, config.invalid.
+        """
+        what, id, topic = await self._scope(call, scope)
+        await self._view(call, what, id, topic)  # loads what the layers need, so that the next look awaits nothing
+        document, below, struct, current = await self._view(call, what, id, topic)
+        run = self._find(topic, id) if what == "run" else None
+        if what == "run" and run is None:
+            raise await self._closed(topic, id)
+        try:
+            compare(rev, current, self._named(layered(*below, document), what))
+            fresh = patched(document, patch, struct, *below)
+        except Fault:
+            await topic.settled()
+            raise
+        tx: Transaction = call.tx
+        event = ClientConfig if what == "client" else ConfigPatched
+        at = tx.append(topic, event(scope, current + 1, patch, call.me.id))
+        applies: Literal["next_step", "now"] = "next_step"
+        if apply == "now" and run is not None and run.in_model_call:
+            applies = "now"
+            tx.after(run.restart_step)
+        effective = self._named(layered(*below, fresh), what)
+        return Patched(current + 1, effective, applies, {topic.name: at})
+
+    async def patch_as(self, user: User, client: str, scope: str, patch: Json) -> Json:
+        """Patch for a plugin or a tool, by the same way as clients do; gives the effective config."""
+        call = Call(user, client, begin=self.topics.begin)
+        result = await self.patch(call, scope, patch, None, "next_step")
+        await call.commit(result)
+        return result.effective
+
+    # start and stop of the hub
+
+    async def recover(self) -> None:
+        """End what a kill left open; keep the runs whose only unfinished work is an open ask (protocol section 4)."""
+        for key in await self._kv.list("sag.allow"):
+            owner, _, tool = key.partition(" ")
+            self._always.add((owner, tool))
+        for row in await self.topics.journal.rows("run", {"open": 1}, order="ts", limit=100_000):
+            user = User(row["owner"], row["owner"])
+            topic = await self.topics.find(user.id, f"conv:{row['conv']}")
+            if topic is None or row["id"] not in topic.state["runs"]:
+                continue
+            home = await self._home(user, topic)
+            object = topic.state["runs"][row["id"]]
+            kind = self.extensions.kinds.get(object["kind"])
+            tx = self.topics.begin()
+            if kind is not None and home.active is None and _only_asks(topic.state, row["id"]):
+                run = home.active = Run(self, home, row["id"], kind, user, object["client"], None)
+                run.set_status(tx, "waiting")
+                tx.after(partial(self._launch, run))
+            else:
+                self._closing_events(tx, home, row["id"], "interrupted")
+            if not tx.empty:
+                await tx.submit()
+            elif home.active is not None:
+                self._launch(home.active)
+            self._release(home)
+
+    async def drain(self, seconds: float) -> None:
+        """Let runs come to their end, then interrupt those that have not."""
+        runs = [home.active.task for home in self._homes.values() if home.active and home.active.task]
+        waiting = [h.active for h in self._homes.values() if h.active and _only_asks(h.topic.state, h.active.id)]
+        busy = {t for t in runs if all(t is not r.task for r in waiting)}
+        if busy and seconds > 0:
+            await asyncio.wait(busy, timeout=seconds)
+        for home in list(self._homes.values()):
+            for run in [*home.queue, home.active]:
+                if run is None or run.closed:
+                    continue
+                if run in waiting and _only_asks(home.topic.state, run.id):
+                    run.closed = True  # its asks outlive the hub; it goes on at the next start
+                    if run.task is not None:
+                        run.task.cancel()
+                    continue
+                home.queue.clear()
+                with contextlib.suppress(Fault):
+                    tx = self.topics.begin()
+                    self._close(tx, run, "interrupted")
+                    await tx.submit()
+
+    async def stop(self) -> None:
+        """End every task; what they would have told was told by `drain`."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=2)
+
+
+def _only_asks(state: Json, run: str) -> bool:
+    """Whether open asks are all that a run waits for: no open step or part, and each running call has its ask."""
+    object = state["runs"][run]
+    asked = {a.get("call") for a in state["asks"].values() if a["run"] == run}
+    if not asked or object["status"] == "queued" or object.get("open_step") is not None:
+        return False
+    running = {call for call, t in state["tools"].items() if t["run"] == run and t["status"] == "running"}
+    parts_open = any(p.get("open") for m in state["messages"] if m.get("run") == run for p in m["parts"])
+    return running <= asked and not parts_open
+
+
+def _check_input(parts: list[InputPart]) -> None:
+    for i, part in enumerate(parts):
+        if part.kind == "text" and not part.text:
+            raise Fault("input.invalid", "A text part needs its text.", path=f"$.input[{i}].text")
+        if part.kind != "text" and not part.ref:
+            raise Fault("input.invalid", "Upload the file first and send its ref.", path=f"$.input[{i}].ref")
+
+
+def _title(parts: list[InputPart]) -> str:
+    """The start of the first message, in one line."""
+    text = " ".join(" ".join(p.text or p.name or "" for p in parts).split())
+    return text if len(text) <= TITLE else text[: TITLE - 1].rstrip() + "…"
+
+
+def _listing(topic: Topic) -> Json:
+    conv = topic.state["conv"]
+    return {"title": conv.get("title", ""), "created": conv.get("created", now_ms())}
+
+
+__all__ = ["Conversation", "Engine", "InputPart", "RunStart", "RunStarted"]

@@ -1,0 +1,769 @@
+"""A run: what a run kind works on. Steps on a model, tools, asks and live config, all told on the conversation's topic.
+
+What has been done is read from the topic's state and never from memory, so that a run kind can be started again on
+a run that a restart left waiting, or that `run.resume` takes up, and goes on where the log ends. Above: run kinds
+and the engine. Below: topics, the toolbox, the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from sag.engine import transcript
+from sag.engine.config import defaults, layered, validate
+from sag.engine.toolbox import Toolbox, ToolSource
+from sag.engine.transport import Deadlines
+from sag.errors import Fault
+from sag.hooks.kind import RunConfig, RunKind
+from sag.hooks.provider import (
+    CallFragment,
+    Chunk,
+    Finish,
+    ModelRequest,
+    Provider,
+    ProviderError,
+    Reasoning,
+    Text,
+    UsageChunk,
+)
+from sag.hooks.tool import Tool, ToolError
+from sag.ops.dispatch import User
+from sag.schema.events import (
+    AskOpen,
+    ConfigApplied,
+    Event,
+    InboxAskOpen,
+    InboxRun,
+    MessageAdd,
+    PartClose,
+    PartDrop,
+    PartOpen,
+    RunPatch,
+    StepClose,
+    StepOpen,
+    ToolClose,
+    ToolOpen,
+    ToolProgress,
+    ToolStatus,
+    Usage,
+)
+from sag.schema.ids import new_id, now_ms
+from sag.settings import crash_at
+from sag.topics.topic import Transaction
+
+if TYPE_CHECKING:
+    from sag.engine.engine import Conversation, Engine
+
+log = logging.getLogger("sag.engine")
+Json = dict[str, Any]
+
+MAX_CALLS = 64
+MAX_ARGUMENTS = 1 << 20
+MAX_RESULT = 256 << 10
+MAX_WAIT_S = 60.0
+PROGRESS_S = 0.033
+APPROVAL = ["allow_once", "allow_run", "allow_always", "deny"]
+
+
+class RunLimit(Exception):
+    """A cap was reached: rounds, calls in a step, size of arguments. The run ends with `limit`."""
+
+
+class RunEnded(Exception):
+    """The run was closed from outside; whatever still works for it stops."""
+
+
+class ToolLost(Exception):
+    """The way to a tool broke; whether it did its work is not known."""
+
+
+class Answer(Struct):
+    """How an ask was settled: the choice, None where nobody made one; a form's data; edited arguments."""
+
+    choice: str | None
+    data: Json | None = None
+    args: Json | None = None
+    by: str | None = None
+
+
+class Step(Struct):
+    """One model round that is over.
+
+    Attributes:
+        number: The step's number in the run.
+        msg: The assistant's message.
+        text: Its text.
+        finish: stop, tools, length or refused.
+        usage: What it took, where the provider said so.
+    """
+
+    number: int
+    msg: str
+    text: str
+    finish: str
+    usage: Usage | None
+
+
+class Run:
+    """One run.
+
+    Attributes:
+        id, conv, user, client: Which, where, whose, from which device.
+        kind: How it proceeds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        home: Conversation,
+        id: str,
+        kind: RunKind,
+        user: User,
+        client: str,
+        source: ToolSource | None,
+    ) -> None:
+        self.id, self.kind, self.user, self.client = id, kind, user, client
+        self.home = home
+        self.conv = home.id
+        self.source = source
+        self.task: asyncio.Task[None] | None = None
+        self.closed = False
+        self.stop_after_step = False
+        self._engine = engine
+        self._topics = engine.topics
+        self._topic = home.topic
+        self._model_call: asyncio.Task[Step] | None = None
+        self._restart = False
+        self._active = 0
+        self._asking = 0
+
+    # what the run is like now
+
+    @property
+    def state(self) -> Json:
+        """The conversation's state (protocol section 4)."""
+        return self._topic.state
+
+    @property
+    def object(self) -> Json:
+        """The run's object in the state."""
+        object: Json = self._topic.state["runs"][self.id]
+        return object
+
+    def effective(self) -> Json:
+        """The config in force: the kind's defaults, what lies below the run, the run's own."""
+        object = self.object
+        return layered(defaults(self.kind.config), object.get("base") or {}, object["config"])
+
+    def config(self) -> Any:
+        """The config in force as the kind's struct. A step reads it once, at its start."""
+        return validate(self.effective(), self.kind.config)
+
+    def messages(self) -> list[Json]:
+        """The run's own messages, in order."""
+        return [m for m in self.state["messages"] if m.get("run") == self.id]
+
+    def _last_round(self) -> Json | None:
+        """The newest assistant's message, if the round that wrote it came to its end."""
+        last = next((m for m in reversed(self.messages()) if m["role"] == "assistant"), None)
+        return None if last is None or _is_cut(last) else last
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether the model's turn is next: something is unread, a tool answered, or a round was cut."""
+        messages = self.messages()
+        if not messages:
+            return False
+        last = messages[-1]
+        if last["role"] == "user" or _is_cut(last):
+            return True
+        return any(p["kind"] == "tool_args" for p in last["parts"])
+
+    # telling
+
+    def _begin(self) -> Transaction:
+        if self.closed:
+            raise RunEnded
+        return self._topics.begin()
+
+    def emit(self, *events: Event, crash: str | None = None) -> asyncio.Future[None]:
+        """Append events to the conversation in one commit; await the future before acting on them.
+
+        Raises:
+            RunEnded: The run was closed.
+        """
+        tx = self._begin()
+        for event in events:
+            tx.append(self._topic, event)
+        return tx.submit(crash)
+
+    def set_status(self, tx: Transaction, status: str, after_ms: int | None = None) -> None:
+        """Tell a change of status with a transaction."""
+        if self.object["status"] == status and self.object.get("after_ms") == after_ms:
+            return
+        tx.append(self._topic, RunPatch(self.id, {"status": status, "after_ms": after_ms}))
+        tx.append(self.home.inbox, InboxRun(self.id, self.conv, {"status": status}))
+
+    def _mark(self, active: int = 0, asking: int = 0) -> None:
+        """Count what works and what waits for a person; a run in which only the latter is left is `waiting`."""
+        self._active += active
+        self._asking += asking
+        if not self.closed and not self._topic.lost:
+            tx = self._topics.begin()
+            self.set_status(tx, "waiting" if self._asking and not self._active else "running")
+            if not tx.empty:
+                tx.submit()
+
+    # steps
+
+    async def step(self, *, agent: str | None = None, system: str | None = None) -> Step:
+        """One model round on the config of this moment.
+
+        Args:
+            agent: On whose behalf.
+            system: A system prompt in place of the config's.
+
+        Raises:
+            RunLimit: The rounds are used up, or the model asked for more than the caps allow.
+            ProviderError: The model failed, after the retries that the config allows.
+        """
+        while True:
+            if self.stop_after_step:
+                raise RunEnded
+            config = self.config()
+            if self._rounds() >= config.rounds:
+                raise RunLimit(f"The run has used its {config.rounds} model rounds.")
+            name, provider, model = self._engine.models.resolve(config.model)
+            box = Toolbox(self._engine.extensions.tools, self.source, config.tools)
+            number = self.object["step"] + 1
+            msg = new_id("m")
+            events: list[Event] = [StepOpen(self.id, number, name, agent)]
+            rev = self.object["rev"]
+            if rev > self.object.get("applied", {}).get("rev", 1):
+                events.append(ConfigApplied(f"run:{self.id}", rev, number))
+            prompt = system if system is not None else config.system
+            request = _request(model, transcript.build(self.state, self.id, prompt, box.legal), box, config)
+            events.append(MessageAdd(msg, "assistant", now_ms(), [], self.id, agent, step=number))
+            writer = PartWriter(self, msg, agent)
+            self._mark(active=1)
+            try:
+                await self.emit(*events)
+                self._restart = False
+                self._model_call = asyncio.ensure_future(self._round(number, msg, writer, provider, request, config))
+                try:
+                    return await self._model_call
+                finally:
+                    self._model_call.cancel()
+                    self._model_call = None
+            except asyncio.CancelledError:
+                if not self._restart or self.closed:
+                    raise
+                tx = self._begin()
+                writer.drop(tx, "config")
+                tx.append(self._topic, StepClose(self.id, number, "config", writer.usage))
+                await tx.submit()
+            finally:
+                self._mark(active=-1)
+
+    def _rounds(self) -> int:
+        return sum(1 for m in self.messages() if m["role"] == "assistant" and m["parts"] and not _is_cut(m))
+
+    @property
+    def in_model_call(self) -> bool:
+        """Whether a model call is in flight."""
+        return self._model_call is not None and not self._model_call.done()
+
+    def restart_step(self) -> None:
+        """Drop the model call in flight, if any, so that the step starts again on the config of now."""
+        if self._model_call is not None and not self._model_call.done():
+            self._restart = True
+            self._model_call.cancel()
+
+    async def _round(
+        self, number: int, msg: str, writer: PartWriter, provider: Provider, request: ModelRequest, config: RunConfig
+    ) -> Step:
+        deadlines = Deadlines(first_token_s=config.first_token_s, gap_s=config.gap_s, total_s=config.total_s)
+        for attempt in range(config.retries + 1):
+            try:
+                async with self._engine.transport.open(provider, request, deadlines) as chunks:
+                    async for batch in chunks:
+                        writer.take(batch)
+                break
+            except ProviderError as e:
+                wait_s = _retry_wait_s(e, attempt)
+                if not e.retry or attempt == config.retries or wait_s > MAX_WAIT_S:
+                    raise
+                log.info("run %s step %d: %s, again in %.1f s", self.id, number, e.kind, wait_s)
+                tx = self._begin()
+                writer.drop(tx, "provider_retry")
+                self.set_status(tx, "waiting", round(wait_s * 1000))
+                await tx.submit()
+                await asyncio.sleep(wait_s)
+                tx = self._begin()
+                self.set_status(tx, "running")
+                await tx.submit()
+        tx = self._begin()
+        text = writer.close(tx)
+        finish = "tools" if writer.calls else writer.finish
+        tx.append(self._topic, StepClose(self.id, number, finish, writer.usage))
+        await tx.submit()
+        return Step(number, msg, text, finish, writer.usage)
+
+    # tools
+
+    async def tools(self) -> None:
+        """Run the calls that the newest round asked for, all at once, and wait until each is closed.
+
+        A call that a restart left with an open ask goes on with its answer. Without calls this does nothing.
+        """
+        last = self._last_round()
+        if last is None:
+            return
+        drafts: dict[str, tuple[str, str]] = {}
+        for part in last["parts"]:
+            if part["kind"] == "tool_args":
+                name, text = drafts.get(part["call"], (part.get("name", ""), ""))
+                drafts[part["call"]] = (name, text + part["text"])
+        known = self.state["tools"]
+        box = Toolbox(self._engine.extensions.tools, self.source, self.config().tools)
+        work: list[Coroutine[Any, Any, None]] = []
+        fresh = {call: draft for call, draft in drafts.items() if call not in known}
+        if fresh:
+            tx = self._begin()
+            for call, (name, text) in fresh.items():
+                if todo := self._open_call(tx, box, last.get("step"), call, name, text):
+                    work.append(todo)
+            self._topics.flush_deltas(self._topic, tx)
+            try:
+                await tx.submit("ask_open")
+            except BaseException:
+                for todo in work:
+                    todo.close()
+                raise
+        for call in drafts:
+            if call in known and call not in fresh and known[call]["status"] == "running":
+                work.append(self._take_up(box, call))
+        await self._all(work)
+        if self.stop_after_step:
+            raise RunEnded
+
+    async def _all(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
+        tasks = [asyncio.ensure_future(w) for w in work]
+        try:
+            for task in tasks:
+                await task
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=5)
+
+    def _open_call(
+        self, tx: Transaction, box: Toolbox, step: int | None, call: str, name: str, text: str
+    ) -> Coroutine[Any, Any, None] | None:
+        """Open a call with a transaction; gives what remains to be done once that is committed."""
+        tool = box.find(name)
+        args: Any = None
+        fault: Fault | None = None
+        try:
+            args = msgspec.json.decode(text) if text.strip() else {}
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            args, fault = text, Fault("tool.args", "The arguments are not JSON; send one JSON object.", code=422)
+        if fault is None and not isinstance(args, dict):
+            fault = Fault("tool.args", "The arguments have to be a JSON object.", code=422)
+        if tool is None:
+            fault = Fault("tool.unknown", f"There is no tool {name!r}; use one of those that are offered.")
+        params: Any = None
+        if tool is not None and fault is None:
+            try:
+                params = tool.check(args)
+            except Fault as e:
+                fault = Fault("tool.args", f"The arguments do not fit: {e.message}", code=422, path=e.data.get("path"))
+        label, origin, risk = (tool.name, tool.origin, tool.risk) if tool else (name, "", "write")
+        tx.append(self._topic, ToolOpen(call, self.id, label, origin, args, risk, now_ms(), step))
+        if fault is not None:
+            error = {"kind": fault.kind, "message": fault.message, **fault.data}
+            tx.append(self._topic, ToolClose(call, "invalid", 0, error=error))
+            return None
+        assert tool is not None
+        if tool.risk == "danger" and not self._engine.allowed(self, tool):
+            subject = {"tool": tool.name, "args": args}
+            title = f"Allow {tool.name}?"
+            ask = self.open_ask(tx, "approval", title, APPROVAL, call=call, subject=subject)
+            return self._after_approval(call, tool, params, ask)
+        return self._execute(call, tool, params)
+
+    def _take_up(self, box: Toolbox, call: str) -> Coroutine[Any, Any, None]:
+        """Go on with a call that was waiting for a person when the hub stopped."""
+        opened = self.state["tools"][call]
+        ask = next((id for id, a in self.state["asks"].items() if a.get("call") == call), None)
+        tool = box.find(opened["name"])
+        if ask is None:
+            return self._close_call(call, "lost", 0)
+        if self.state["asks"][ask]["kind"] == "approval" and tool is not None:
+            return self._after_approval(call, tool, tool.check(opened["args"]), ask)
+        return self._after_restart(call, tool, opened["args"], ask)
+
+    async def _after_approval(self, call: str, tool: Tool, params: Any, ask: str) -> None:
+        answer = await self.answer(ask)
+        if answer.choice not in ("allow_once", "allow_run", "allow_always"):
+            why = (
+                "Nobody answered in time."
+                if answer.choice is None or answer.by is None
+                else "The user denied this call."
+            )
+            await self._close_call(call, "denied", 0, error={"kind": "tool.denied", "message": why})
+            return
+        if answer.args is not None:
+            params = tool.check(answer.args)
+        await self._execute(call, tool, params)
+
+    async def _after_restart(self, call: str, tool: Tool | None, args: Any, ask: str) -> None:
+        answer = await self.answer(ask)
+        if tool is None or not tool.idempotent:
+            await self._close_call(call, "lost", 0)
+            return
+        await self._execute(call, tool, tool.check(args), answer)
+
+    async def _execute(self, call: str, tool: Tool, params: Any, given: Answer | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        status: ToolStatus = "error"
+        result: Any = None
+        error: Json | None = None
+        context = CallContext(self, call, tool, given)
+        self._mark(active=1)
+        try:
+            async with asyncio.timeout(tool.timeout_s) as limit:
+                context.limit = limit
+                result = _presentable(await tool.call(params, context))
+            status = "ok"
+        except TimeoutError:
+            timed_out = limit.expired()
+            status = "timeout" if timed_out else "error"
+            message = f"No answer within {tool.timeout_s:g} s." if timed_out else "The tool timed out."
+            error = {"kind": "tool.timeout", "message": message}
+        except ToolError as e:
+            error = {"kind": "tool.error", "message": str(e)[:10_000]}
+        except ToolLost as e:
+            status, error = "lost", {"kind": "tool.lost", "message": str(e)}
+        except Fault as e:
+            error = {"kind": e.kind, "message": e.message}
+        except (asyncio.CancelledError, RunEnded):
+            context.cancelled = True
+            raise
+        except Exception as e:
+            log.exception("run %s: tool %s failed", self.id, tool.name)
+            error = {"kind": "tool.error", "message": f"The tool failed ({type(e).__name__})."}
+        finally:
+            context.end()
+            self._mark(active=-1)
+        ms = round((loop.time() - began) * 1000)
+        await self._close_call(call, status, ms, result=result, error=error)
+
+    async def _close_call(
+        self, call: str, status: ToolStatus, ms: int, *, result: Any = None, error: Json | None = None
+    ) -> None:
+        await self.emit(ToolClose(call, status, ms, result, error), crash="tool_done_before_commit")
+
+    # asks
+
+    def open_ask(
+        self,
+        tx: Transaction,
+        kind: Literal["approval", "form", "url", "choice"],
+        title: str,
+        options: list[str],
+        *,
+        call: str | None = None,
+        subject: Json | None = None,
+        schema: Json | None = None,
+        url: str | None = None,
+        expires_s: float | None = None,
+        on_expiry: str = "deny",
+    ) -> str:
+        """Open an ask with a transaction; `answer` waits for it once that is committed."""
+        ask, now = new_id("a"), now_ms()
+        expires_at = now + round((expires_s or self._engine.ask_s) * 1000)
+        tx.append(
+            self._topic,
+            AskOpen(ask, self.id, kind, title, options, expires_at, on_expiry, now, call, subject, schema, url),
+        )
+        tx.append(self.home.inbox, InboxAskOpen(ask, self.conv, self.id, kind, title))
+        return ask
+
+    async def answer(self, ask: str) -> Answer:
+        """Wait until an ask is settled."""
+        self._mark(asking=1)
+        try:
+            return await self._engine.settled(self, ask)
+        finally:
+            self._mark(asking=-1)
+
+
+class PartWriter:
+    """Writes the chunks of one model round into parts of its message."""
+
+    def __init__(self, run: Run, msg: str, agent: str | None) -> None:
+        self._run, self._msg, self._agent = run, msg, agent
+        self._topics, self._topic = run._topics, run._topic
+        self._limit = run._engine.part_bytes
+        self._text: tuple[str, int] | None = None  # kind and number of the open text or reasoning part
+        self._size = 0
+        self.parts: list[int] = []
+        self._open: set[int] = set()
+        self.calls: dict[int, list[Any]] = {}  # index of the vendor: our id, name, part, its bytes, bytes of all
+        self.usage: Usage | None = None
+        self.finish = "stop"
+        self._first = True
+
+    def take(self, batch: Sequence[Chunk]) -> None:
+        """Write a batch of chunks.
+
+        Raises:
+            RunLimit: Too many calls, or arguments too long.
+            RunEnded: The run was closed.
+        """
+        if self._run.closed:
+            raise RunEnded
+        if self._topic.lost:
+            raise self._topic.lost
+        for chunk in batch:
+            kind = type(chunk)
+            if kind is Text:
+                self._write("text", chunk.text)  # type: ignore[union-attr]
+            elif kind is Reasoning:
+                self._write("reasoning", chunk.text)  # type: ignore[union-attr]
+            elif isinstance(chunk, CallFragment):
+                self._call(chunk)
+            elif isinstance(chunk, UsageChunk):
+                self.usage = chunk.usage
+            elif isinstance(chunk, Finish):
+                self.finish = chunk.reason
+
+    def _write(self, kind: Literal["text", "reasoning"], text: str) -> None:
+        if not text:
+            return
+        if self._first:
+            self._first = False
+            crash_at("first_delta")
+        size = len(text) if text.isascii() else len(text.encode())
+        if self._text is not None and self._text[0] == kind and self._size + size <= self._limit:
+            self._size += size
+            self._topics.delta(self._topic, self._text[1], text)
+            return
+        for piece in _pieces(text, self._limit):
+            self._end_text()
+            self._text = (kind, self._new_part(kind, piece))
+            self._size = len(piece.encode())
+
+    def _end_text(self) -> None:
+        if self._text is not None:
+            tx = self._run._begin()
+            self._close_part(tx, self._text[1])
+            tx.submit()
+            self._text = None
+
+    def _new_part(self, kind: Any, text: str, call: str | None = None, name: str | None = None) -> int:
+        if self._run.closed:
+            raise RunEnded
+        part: int = self._topic.fold.last_part + 1  # type: ignore[attr-defined]
+        event = PartOpen(part, self._run.id, self._msg, kind, now_ms(), call, self._agent, name)
+        self._topics.open_part(self._topic, event, part, text)
+        self.parts.append(part)
+        self._open.add(part)
+        return part
+
+    def _call(self, fragment: CallFragment) -> None:
+        call = self.calls.get(fragment.index)
+        text = fragment.arguments
+        size = len(text.encode())
+        if call is None:
+            if len(self.calls) >= MAX_CALLS:
+                raise RunLimit(f"The model asked for more than {MAX_CALLS} tool calls in one step.")
+            self._end_text()
+            id = new_id("k")
+            part = self._new_part("tool_args", text, id, fragment.name or "")
+            self.calls[fragment.index] = [id, fragment.name or "", part, size, size]
+            return
+        if call[4] + size > MAX_ARGUMENTS:
+            raise RunLimit(f"The arguments of a tool call are larger than {MAX_ARGUMENTS} bytes.")
+        call[4] += size
+        if not text:
+            return
+        if call[3] + size > self._limit:
+            tx = self._run._begin()
+            self._close_part(tx, call[2])
+            tx.submit()
+            call[2], call[3] = self._new_part("tool_args", text, call[0], call[1]), size
+            return
+        call[3] += size
+        self._topics.delta(self._topic, call[2], text)
+
+    def _close_part(self, tx: Transaction, part: int) -> None:
+        self._topics.flush_deltas(self._topic, tx)
+        found = self._topic.fold.parts.get(part)  # type: ignore[attr-defined]
+        tx.append(self._topic, PartClose(part, len(found[1]["text"]) if found else 0))
+        self._topics.close_part(self._topic, part)
+        self._open.discard(part)
+
+    def close(self, tx: Transaction) -> str:
+        """Close what is open, in order, and give the text. An empty answer is an empty part: the round was not cut."""
+        if not self.parts:
+            self._new_part("text", "")
+        for part in sorted(self._open):
+            self._close_part(tx, part)
+        self._text = None
+        parts = self._topic.fold.parts  # type: ignore[attr-defined]
+        return "".join(parts[n][1]["text"] for n in self.parts if n in parts and parts[n][1]["kind"] == "text")
+
+    def drop(self, tx: Transaction, why: Literal["provider_retry", "fallback", "config"]) -> None:
+        """Void what came."""
+        self._topics.flush_deltas(self._topic, tx)
+        for part in self.parts:
+            tx.append(self._topic, PartDrop(part, why))
+            self._topics.close_part(self._topic, part)
+        self.parts, self._open, self.calls, self._text = [], set(), {}, None
+
+
+class CallContext:
+    """What a tool is given as `ctx` (sag.hooks.tool.ToolContext)."""
+
+    def __init__(self, run: Run, call: str, tool: Tool, given: Answer | None) -> None:
+        self._run, self._tool, self._given = run, tool, given
+        self.user, self.client, self.conv, self.run, self.call = run.user, run.client, run.conv, run.id, call
+        self.log = logging.getLogger(f"sag.plugin.{tool.origin}" if tool.origin else "sag.tool")
+        self.cancelled = False
+        self.limit: asyncio.Timeout | None = None
+        self._loop = asyncio.get_running_loop()
+        self._next_s = 0.0
+        self._waiting: ToolProgress | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
+        self.report(ToolProgress(self.call, done, total, text))
+
+    def report(self, progress: ToolProgress) -> None:
+        """Tell progress now, or the newest at the next tick, so that a tool that tells much costs little."""
+        now = self._loop.time()
+        if now >= self._next_s:
+            self._next_s = now + PROGRESS_S
+            self._run.emit(progress)
+        else:
+            self._waiting = progress
+            if self._timer is None:
+                self._timer = self._loop.call_at(self._next_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not self._run.closed and not self._run._topic.lost:
+            self.report(waiting)
+
+    def end(self) -> None:
+        """The call is over: tell what waits, and no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._next_s = 0.0
+            self._tick()
+        self.cancelled = True
+
+    async def ask(
+        self,
+        title: str,
+        *,
+        schema: Json | None = None,
+        url: str | None = None,
+        options: list[str] | None = None,
+        expires_s: float | None = None,
+    ) -> tuple[str | None, Json | None]:
+        if self._given is not None:
+            answer, self._given = self._given, None
+            return answer.choice, answer.data
+        kind: Literal["form", "url", "choice"] = "form" if schema else "url" if url else "choice"
+        choices = options or (["accept", "decline"] if kind != "choice" else ["yes", "no"])
+        tx = self._run._begin()
+        ask = self._run.open_ask(
+            tx, kind, title, choices, call=self.call, schema=schema, url=url, expires_s=expires_s, on_expiry=choices[-1]
+        )
+        await tx.submit("ask_open")
+        left_s = None
+        if self.limit is not None and (when := self.limit.when()) is not None:
+            left_s = when - self._loop.time()
+            self.limit.reschedule(None)
+        self._run._mark(active=-1)
+        try:
+            answer = await self._run.answer(ask)
+        finally:
+            self._run._mark(active=1)
+            if self.limit is not None and left_s is not None:
+                self.limit.reschedule(self._loop.time() + left_s)
+        return answer.choice, answer.data
+
+    async def patch(self, scope: str, patch: Json) -> Json:
+        return await self._run._engine.patch_as(self.user, self.client, scope, patch)
+
+
+def _is_cut(message: Json) -> bool:
+    """Whether the round that wrote a message did not come to its end (a message that was emptied counts)."""
+    parts = message["parts"]
+    return message["role"] == "assistant" and (not parts or any(p.get("partial") or p["open"] for p in parts))
+
+
+def _request(model: str, messages: list[Any], box: Toolbox, config: RunConfig) -> ModelRequest:
+    return ModelRequest(
+        model,
+        messages,
+        box.specs(),
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        extra=config.extra,
+    )
+
+
+def _retry_wait_s(e: ProviderError, attempt: int) -> float:
+    """The vendor's own wait, else 0.5 s doubled each time up to 8 s, less up to a quarter (as vendors' SDKs do)."""
+    if e.after_ms is not None:
+        return e.after_ms / 1000
+    return min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0)
+
+
+def _pieces(text: str, limit: int) -> list[str]:
+    """Text in pieces of at most `limit` bytes, never cut inside a character."""
+    if len(text) * 4 <= limit:
+        return [text]
+    out = []
+    data = text.encode()
+    while data:
+        cut = min(limit, len(data))
+        while cut < len(data) and data[cut] & 0xC0 == 0x80:
+            cut -= 1
+        out.append(data[:cut].decode())
+        data = data[cut:]
+    return out
+
+
+def _presentable(result: Any) -> Any:
+    """A tool's result as plain JSON.
+
+    Raises:
+        ToolError: It is no JSON, or too large for an event.
+    """
+    try:
+        plain = msgspec.to_builtins(result, str_keys=True)
+        size = len(msgspec.json.encode(plain))
+    except (TypeError, ValueError, RecursionError, UnicodeError) as e:
+        raise ToolError(f"The tool's result cannot be shown: {e}") from None
+    if size > MAX_RESULT:
+        if isinstance(plain, str):
+            return f"{plain[: MAX_RESULT // 4]}\n[cut: the result has {size} bytes]"
+        raise ToolError(f"The tool's result is too large ({size} bytes).")
+    return plain

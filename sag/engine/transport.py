@@ -1,0 +1,461 @@
+"""The engine's one transport: runs a single model round against a provider and hands its chunks on.
+
+Owns the connection of a round, its deadlines, caps, cancel, and what each way of failing is called. It tries once;
+when to try again is decided above it, and what bytes mean is the provider's decoder's business. No timer is touched
+per chunk: one watchdog per round looks now and then at the moment since which the upstream is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from sag.errors import Fault
+from sag.hooks.provider import (
+    CallFragment,
+    Chunk,
+    Decoder,
+    Finish,
+    HttpProvider,
+    ModelRequest,
+    Provider,
+    ProviderError,
+    Reasoning,
+    StreamProvider,
+    Text,
+)
+from sag.outbound import Outbound, read_body
+from sag.settings import crash_at
+
+if TYPE_CHECKING:
+    import httpx
+
+ERROR_BODY = 64 << 10  # bytes of an error's body that a provider gets to see
+ERROR_BODY_S = 5.0
+BODY = 64 << 20  # bytes of one streamed answer
+LINGER_S = 2.0  # how long usage and the end of the body may come after the model said that it is finished
+CLOSE_S = 5.0  # how long a StreamProvider's generator may take to close
+
+
+class Deadlines(Struct):
+    """How long a round may wait, in seconds (reliability F22, F23).
+
+    Attributes:
+        connect_s: For a connection, name lookup and TLS included.
+        first_token_s: From the start to the first chunk. Comments and empty deltas are no chunks.
+        gap_s: For the next chunk, counted only while somebody waits for it.
+        total_s: For the whole round.
+    """
+
+    connect_s: float = 5.0
+    first_token_s: float = 60.0
+    gap_s: float = 60.0
+    total_s: float = 600.0
+
+
+class Transport:
+    """Runs model rounds.
+
+    Args:
+        outbound: Makes the HTTP client; base URLs of providers are trusted, they come from an administrator.
+        body: The most bytes that one answer may have.
+    """
+
+    def __init__(self, outbound: Outbound, *, body: int = BODY) -> None:
+        self._outbound = outbound
+        self._body = body
+
+    def open(
+        self, provider: Provider, request: ModelRequest, deadlines: Deadlines | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Chunk]]]:
+        """One attempt of one model round.
+
+            async with transport.open(provider, request) as batches:
+                async for batch in batches: ...
+
+        Entering sends the request and returns when the answer has begun. Each batch holds the chunks of one read, in
+        order, and is never empty. The iteration ends only if the answer ended properly. Leaving the block, by whatever
+        way, closes the connection at once, or gives it back if the answer was read to its end. Enter, iterate and
+        leave in one task.
+
+        Raises:
+            ProviderError: On entering and while iterating. provider.unreachable (refused, name, TLS, connect
+                deadline), .timeout (another deadline), .disconnected (closed before or in the middle of the answer),
+                .truncated (ended without its end mark), .protocol (no such stream, too large, undecodable), or what
+                the provider makes of a status that is not 2xx.
+        """
+        deadlines = deadlines or Deadlines()
+        if isinstance(provider, HttpProvider):
+            return _HttpRound(provider, request, deadlines, self._outbound, self._body)
+        return _StreamRound(provider, request, deadlines)
+
+
+class _Round(ABC):
+    """One round: the watchdog and the ways to end. Subclasses read.
+
+    The watchdog breaks a wait by cancelling the task that waits, as `asyncio.timeout` does; the cancel is taken back
+    where the wait is, so that the consumer sees a `ProviderError` and never a cancel that nobody asked for.
+    """
+
+    def __init__(self, provider: Provider, request: ModelRequest, deadlines: Deadlines) -> None:
+        self._provider = provider
+        self._request = request
+        self._deadlines = deadlines
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Task[Any] | None = None
+        self._since = 0.0
+        self._begun = False
+        self._answering = False
+        self._finished = False
+        self._ended = False
+        self._late = ""
+        self._broke = False
+
+    async def __aenter__(self) -> AsyncIterator[Sequence[Chunk]]:
+        loop = asyncio.get_running_loop()
+        self._now = loop.time
+        self._start = self._since = loop.time()
+        self._watch()
+        try:
+            await self._wait(self._begin)
+            self._begun = True
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await self._close()
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Chunk]]:
+        return self
+
+    async def __anext__(self) -> Sequence[Chunk]:
+        if self._ended:
+            raise StopAsyncIteration
+        if self._answering:
+            self._since = self._now()
+        batch: Sequence[Chunk] = await self._wait(self._read)
+        if not batch:
+            self._ended = True
+            raise StopAsyncIteration
+        self._answering = True
+        return batch
+
+    async def _wait(self, step: Callable[[], Any]) -> Any:
+        """Run a step under the watchdog, and give every failure its kind."""
+        if self._late:
+            return self._settle(self._timeout())
+        self._waiter = task = asyncio.current_task()
+        assert task is not None
+        cancels = task.cancelling()
+        try:
+            result = await step()
+        except asyncio.CancelledError:
+            if not self._broke:
+                raise
+            self._broke = False
+            if task.uncancel() > cancels:
+                raise
+            return self._settle(self._timeout())
+        except Fault as e:
+            return self._settle(e)
+        except Exception as e:
+            failure = self._name(e)
+            failure.__cause__ = e
+            return self._settle(failure)
+        finally:
+            self._waiter = None
+        if self._broke:
+            # The step swallowed the cancel.
+            self._broke = False
+            task.uncancel()
+            return self._settle(self._timeout())
+        return result
+
+    def _settle(self, failure: Fault) -> Sequence[Chunk]:
+        """What a failure leads to: an answer that was complete already is not spoiled by how its connection ends."""
+        if self._begun and failure.kind in ("provider.timeout", "provider.disconnected"):
+            try:
+                rest = self._finish()
+            except Fault as e:
+                # The server said what is wrong before it left.
+                raise (failure if e.kind == "provider.truncated" else e) from None
+            if self._finished:
+                return rest
+        raise failure
+
+    def _watch(self) -> None:
+        now = self._now()
+        due, why = self._due(now)
+        if now < due:
+            self._timer = asyncio.get_running_loop().call_at(due, self._watch)
+            return
+        self._timer = None
+        self._late = why
+        if self._waiter is not None:
+            self._broke = True
+            self._waiter.cancel()
+
+    def _due(self, now: float) -> tuple[float, str]:
+        limits = self._deadlines
+        due, why = self._start + limits.total_s, f"The model's answer took longer than {limits.total_s:g} s."
+        if not self._answering:
+            wait, text = limits.first_token_s, f"The model did not begin to answer within {limits.first_token_s:g} s."
+        elif self._finished:
+            wait, text = min(LINGER_S, limits.gap_s), "The model's server does not end its answer."
+        else:
+            wait, text = limits.gap_s, f"The model paused for longer than {limits.gap_s:g} s."
+        since = self._since if self._waiter is not None else now
+        return min((due, why), (since + wait, text))
+
+    def _timeout(self) -> ProviderError:
+        return ProviderError("provider.timeout", self._late)
+
+    def _clean(self, batch: Sequence[Chunk]) -> Sequence[Chunk]:
+        """Drop empty chunks and replace what is no Unicode text; notice the end."""
+        empty = False
+        for chunk in batch:
+            kind = chunk.__class__
+            if kind is Text or kind is Reasoning:
+                text: str = chunk.text  # type: ignore[union-attr]
+                if not text:
+                    empty = True
+                elif not text.isascii():
+                    chunk.text = _to_unicode(text)  # type: ignore[union-attr]
+            elif kind is Finish:
+                self._finished = True
+            elif isinstance(chunk, CallFragment) and not chunk.arguments.isascii():
+                chunk.arguments = _to_unicode(chunk.arguments)
+        if empty:
+            return [chunk for chunk in batch if not isinstance(chunk, Text | Reasoning) or chunk.text]
+        return batch
+
+    @abstractmethod
+    async def _begin(self) -> None:
+        """Send the request; return when the answer begins."""
+
+    @abstractmethod
+    async def _read(self) -> Sequence[Chunk]:
+        """The chunks of the next read that has any; none at the proper end."""
+
+    @abstractmethod
+    def _finish(self) -> Sequence[Chunk]:
+        """What remains when no more can be read; raises provider.truncated where that is not the end."""
+
+    @abstractmethod
+    def _name(self, e: Exception) -> ProviderError:
+        """The error that an exception stands for."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close what is open."""
+
+
+class _HttpRound(_Round):
+    def __init__(
+        self, provider: HttpProvider, request: ModelRequest, deadlines: Deadlines, outbound: Outbound, body: int
+    ) -> None:
+        super().__init__(provider, request, deadlines)
+        self._http = provider
+        self._outbound = outbound
+        self._left = body
+        self._response: httpx.Response | None = None
+        self._body_ended = False
+        self._decoding = False
+
+    async def _begin(self) -> None:
+        import httpx
+
+        what = self._http.prepare(self._request)
+        limits = self._deadlines
+        client = self._outbound.client(trusted=True, stream=True)
+        request = client.build_request(
+            what.method,
+            what.url,
+            content=what.body,
+            headers=what.headers,
+            timeout=httpx.Timeout(None, connect=limits.connect_s, pool=limits.connect_s),
+        )
+        self._response = response = await client.send(request, stream=True)
+        crash_at("provider_sent")
+        status = response.status_code
+        if 300 <= status < 400:
+            text = f"The model's server redirects elsewhere ({status}); check its address."
+            raise ProviderError("provider.protocol", text, retry=False)
+        if not 200 <= status < 300:
+            raise self._http.error(status, response.headers, await self._read_error(response))
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ProviderError("provider.protocol", "The model's server sends compressed data unasked.")
+        await self._check_type(response, request.headers.get("accept", ""))
+        self._decoder: Decoder = self._http.decoder()
+        self._feed = self._decoder.feed
+        self._next: Callable[[], Awaitable[bytes]] = response.extensions["read"]
+
+    async def _check_type(self, response: httpx.Response, accept: str) -> None:
+        """Refuse another media type than the provider asked for; none given is taken as the right one."""
+        media = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not media or not accept or "*" in accept or media in accept.lower():
+            return
+        if media.endswith("json"):
+            body = await self._read_error(response)
+            if b'"error"' in body:
+                raise self._http.error(response.status_code, response.headers, body)
+        raise ProviderError("provider.protocol", f"The model's server answers with {media} and not with {accept}.")
+
+    async def _read_error(self, response: httpx.Response) -> bytes:
+        """As much of an error's body as comes; that it is cut or broken does not hide the error."""
+        import httpx
+
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            return b""
+        try:
+            async with asyncio.timeout(ERROR_BODY_S):
+                return await read_body(response, ERROR_BODY, cut=True)
+        except (httpx.HTTPError, TimeoutError):
+            return b""
+
+    async def _read(self) -> Sequence[Chunk]:
+        if self._answering:
+            # A decoder gives the chunks before an error first; the error must not wait for more bytes to come.
+            self._decode(b"")
+        while not self._body_ended:
+            data = await self._next()
+            if not data:
+                return self._finish()
+            self._left -= len(data)
+            if self._left < 0:
+                raise ProviderError("provider.protocol", "The model's answer is too large.", retry=False)
+            batch = self._decode(data)
+            if batch and (batch := self._clean(batch)):
+                return batch
+        return ()
+
+    def _decode(self, data: bytes) -> Sequence[Chunk]:
+        self._decoding = True
+        batch = self._feed(data)
+        self._decoding = False
+        return batch
+
+    def _finish(self) -> Sequence[Chunk]:
+        if self._body_ended:
+            return ()
+        self._body_ended = True
+        self._decoding = True
+        batch = self._decoder.finish()
+        self._decoding = False
+        return self._clean(batch)
+
+    def _name(self, e: Exception) -> ProviderError:
+        if self._decoding:
+            return ProviderError("provider.protocol", "The model's answer cannot be decoded.")
+        return _name_failure(e, begun=self._response is not None)
+
+    async def _close(self) -> None:
+        if self._response is not None:
+            try:
+                await self._response.aclose()
+            except Exception:
+                pass  # a connection that is broken is closed too
+
+
+class _StreamRound(_Round):
+    def __init__(self, provider: StreamProvider, request: ModelRequest, deadlines: Deadlines) -> None:
+        super().__init__(provider, request, deadlines)
+        self._source = provider
+        self._chunks: AsyncIterator[Chunk] | None = None
+
+    async def _begin(self) -> None:
+        self._chunks = self._source.stream(self._request)
+        crash_at("provider_sent")
+
+    async def _read(self) -> Sequence[Chunk]:
+        assert self._chunks is not None
+        while True:
+            try:
+                batch = self._clean([await self._chunks.__anext__()])
+            except StopAsyncIteration:
+                return self._finish()
+            if batch:
+                return batch
+
+    def _finish(self) -> Sequence[Chunk]:
+        if not self._finished:
+            raise ProviderError("provider.truncated", "The model's answer ended without its end mark.")
+        return ()
+
+    def _name(self, e: Exception) -> ProviderError:
+        if isinstance(e, ConnectionError):
+            return ProviderError("provider.disconnected", "The model's server dropped the connection.")
+        if isinstance(e, TimeoutError):
+            return ProviderError("provider.timeout", "The model's server did not answer in time.")
+        return ProviderError("provider.protocol", f"The provider {self._source.name} failed.")
+
+    async def _close(self) -> None:
+        close = getattr(self._chunks, "aclose", None)
+        if close is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await close()
+        except Exception:
+            pass  # what a provider's cleanup raises cannot change what was answered
+
+
+def _to_unicode(text: str) -> str:
+    """The text with U+FFFD for lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _name_failure(e: Exception, *, begun: bool) -> ProviderError:
+    """The kind of an exception of httpx or aiohttp; `begun` means that the head of the answer had arrived."""
+    import aiohttp
+    import httpx
+    from aiohttp import http_exceptions
+
+    seen: list[BaseException] = []
+    cause: BaseException | None = e
+    while cause is not None and len(seen) < 8:
+        seen.append(cause)
+        cause = cause.__cause__
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in seen)
+
+    if is_any(httpx.UnsupportedProtocol, httpx.InvalidURL, aiohttp.InvalidURL):
+        return ProviderError("provider.unreachable", "The model's server has no usable address.", retry=False)
+    if is_any(aiohttp.ClientConnectorCertificateError):
+        return ProviderError("provider.unreachable", "The certificate of the model's server is not trusted.")
+    if is_any(aiohttp.ClientConnectorDNSError):
+        return ProviderError("provider.unreachable", "The name of the model's server cannot be resolved.")
+    if is_any(aiohttp.ServerTimeoutError, httpx.PoolTimeout):
+        return ProviderError("provider.unreachable", "The model's server did not accept the connection in time.")
+    if is_any(aiohttp.ClientConnectorError):
+        return ProviderError("provider.unreachable", "The model's server cannot be reached.")
+    cut = any(
+        isinstance(one, http_exceptions.ContentLengthError | http_exceptions.TransferEncodingError)
+        and "enough data" in str(one)
+        for one in seen
+    )
+    if not cut and is_any(aiohttp.ClientResponseError, http_exceptions.HttpProcessingError):
+        return ProviderError("provider.protocol", "The model's server does not answer in HTTP.")
+    if is_any(aiohttp.ClientError, httpx.HTTPError, OSError):
+        where = "in the middle of its answer" if begun else "before it answered"
+        return ProviderError("provider.disconnected", f"The model's server closed the connection {where}.")
+    return ProviderError("provider.protocol", "The model's answer cannot be used.")

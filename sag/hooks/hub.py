@@ -1,0 +1,491 @@
+"""What a plugin gets: the `Hub` that its hooks are called with, and the services that stand behind it.
+
+Owns the staging of what `register` adds, a plugin's own keys, topics and background work. It decides nothing: the
+host applies what was staged, and `Services`, which the composition root supplies, does what touches the running hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+from sag.hooks.kind import RunConfig, RunKind
+from sag.hooks.provider import HttpProvider, Model, Provider, StreamProvider
+from sag.hooks.tool import Tool
+from sag.ops.dispatch import User
+from sag.ops.operation import Operation, bind
+from sag.schema.events import EVENTS, Event
+
+if TYPE_CHECKING:
+    import httpx
+
+S = TypeVar("S")
+Json = dict[str, Any]
+Fold = Callable[[Json, str, Any], None]
+When = Literal["queue", "steer", "interrupt", "reject"]
+Report = Callable[[Literal["note", "problem"], str], None]
+
+KEY_LENGTH = 200
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+
+
+class Services(Protocol):
+    """What the running hub does for plugins. Called on the event loop, from `startup` on.
+
+    A topic is named in full here (`dice:table`), and owned by a user's id, or by "" when it is everybody's. `space`
+    is the plugin's name. Every method but `follow`, `set_models` and `http` raises `Fault` (store.full and its like)
+    when something could not be kept, and returns when it is committed.
+    """
+
+    async def kv_get(self, space: str, key: str) -> Any:
+        """The value of a key, or None."""
+
+    async def kv_put(self, space: str, key: str, value: Any) -> None:
+        """Keep a JSON value under a key."""
+
+    async def kv_delete(self, space: str, key: str) -> None:
+        """Forget a key; one that is not there is no error."""
+
+    async def kv_list(self, space: str, prefix: str) -> dict[str, Any]:
+        """Keys that begin so and their values, ordered by key."""
+
+    async def publish(self, owner: str, topic: str, event: Event, space: str, keep: Mapping[str, Any]) -> int:
+        """Append an event, and in the same commit put the keys of `keep` (None deletes).
+
+        Returns:
+            The event's offset; of one of class ephemeral, which is only passed on, the topic's head.
+        """
+
+    def follow(self, owner: str, topic: str) -> AsyncIterator[tuple[str, Any]]:
+        """Events as (name, d) from now on, on a cursor: none is missed, however slowly they are read.
+
+        Raises:
+            Fault: topic.unknown, at the first step.
+        """
+
+    async def patch(self, user: User, scope: str, patch: Json) -> Json:
+        """Patch config as the user could, and give the effective config.
+
+        Raises:
+            Fault: scope.unknown, config.invalid.
+        """
+
+    async def start_run(self, user: User, params: Json) -> Json:
+        """Start a run as the operation `run.start` does, and give its result."""
+
+    def set_models(self, provider: str, models: Sequence[Model]) -> None:
+        """Replace what is known of a provider's models."""
+
+    def http(self) -> httpx.AsyncClient:
+        """The guarded client, shared by all plugins; it is not closed by them."""
+
+
+class TopicFamily:
+    """A declared family of topics: the state they begin with, how events change it, and which events there are."""
+
+    __slots__ = ("events", "fold", "state")
+
+    def __init__(self, state: Json, fold: Fold, events: Sequence[type[Event]]) -> None:
+        self.state, self.fold, self.events = state, fold, tuple(events)
+
+
+class Staged:
+    """What `register` has added, in its order."""
+
+    def __init__(self) -> None:
+        self.tools: list[Tool] = []
+        self.providers: list[Provider] = []
+        self.kinds: list[RunKind] = []
+        self.operations: list[Operation] = []
+        self.topics: TopicFamily | None = None
+
+
+class KeyValue:
+    """A plugin's own durable keys. Values are JSON. Every method raises `Fault` when the store cannot do it."""
+
+    def __init__(self, hub: Hub[Any]) -> None:
+        self._hub = hub
+
+    async def get(self, key: str) -> Any:
+        """The value, or None where there is none."""
+        return await self._hub._live.kv_get(self._hub.name, _check_key(key))
+
+    async def put(self, key: str, value: Any) -> None:
+        """Keep a value; it is durable when this returns.
+
+        Raises:
+            ValueError: The key is empty or longer than 200 characters.
+        """
+        await self._hub._live.kv_put(self._hub.name, _check_key(key), value)
+
+    async def delete(self, key: str) -> None:
+        """Forget a key; one that is not there is no error."""
+        await self._hub._live.kv_delete(self._hub.name, _check_key(key))
+
+    async def list(self, prefix: str = "") -> dict[str, Any]:
+        """Keys that begin with `prefix`, and their values, ordered by key."""
+        return await self._hub._live.kv_list(self._hub.name, prefix)
+
+
+class PluginTopic:
+    """One topic of a plugin's family, to publish to."""
+
+    def __init__(self, hub: Hub[Any], id: str) -> None:
+        self._hub = hub
+        self.name = f"{hub.name}:{id}"
+
+    async def publish(self, owner: str, event: Event, *, keep: Mapping[str, Any] | None = None) -> int:
+        """Append an event to a user's topic; it is committed when this returns.
+
+        Args:
+            owner: The user's id; "" is the topic that everybody reads.
+            event: One of the structs that were given to `add_topic`.
+            keep: Keys of `hub.kv` to put in the same commit, so that both hold or neither; None deletes a key.
+
+        Returns:
+            The event's offset.
+
+        Raises:
+            TypeError: The event was not declared.
+            Fault: It could not be kept.
+        """
+        family = self._hub._staged.topics
+        if family is None or type(event) not in family.events:
+            raise TypeError(f"{type(event).__name__} is no event that {self._hub.name!r} gave to add_topic")
+        for key in keep or ():
+            _check_key(key)
+        return await self._hub._live.publish(owner, self.name, event, self._hub.name, keep or {})
+
+
+class Hub(Generic[S]):
+    """A plugin's side of the hub, given to its hooks.
+
+    What is added counts only while `register` runs. What needs the running hub (`kv`, `http`, `spawn`, `topic`,
+    `subscribe`, `patch`, `start_run`, `set_models`) works from `startup` on, and raises RuntimeError before.
+
+    Attributes:
+        name: The plugin's name, that of its entry point.
+        settings: Its table of plugins.toml as its `Settings` struct, or as a dict where it has none.
+        env: The environment, `.env` included.
+        log: Its logger, `sag.plugin.<name>`.
+        kv: Its own durable keys.
+    """
+
+    def __init__(
+        self, name: str, settings: S, env: Mapping[str, str], report: Report = lambda kind, text: None
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.env = env
+        self.log = logging.getLogger(f"sag.plugin.{name}")
+        self.kv = KeyValue(self)
+        self._report = report
+        self._staged = Staged()
+        self._refusal = ""
+        self._lock = threading.Lock()
+        self._services: Services | None = None
+        self._ended = False
+        self._timers: list[tuple[float, Callable[[], Any]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # what register adds
+
+    def add_tool(self, tool: Tool) -> None:
+        """Offer a tool to models.
+
+        Raises:
+            TypeError: It is not made with `@tool` or `Tool`.
+            ValueError: Its name does not begin with a letter, or has other characters than letters, digits, `_.-`.
+        """
+        given: object = tool
+        if not isinstance(given, Tool):
+            raise TypeError(f"add_tool takes a Tool, not {_what(given)}; declare the function with @tool")
+        self._stage(self._staged.tools, tool, tool.name)
+
+    def add_provider(self, provider: Provider) -> None:
+        """Offer access to models.
+
+        Raises:
+            TypeError: It is neither an `HttpProvider` nor a `StreamProvider`.
+        """
+        given: object = provider
+        if isinstance(given, type) or not isinstance(given, HttpProvider | StreamProvider):
+            raise TypeError(
+                f"add_provider takes an object with name, models and either stream or prepare, decoder and error, "
+                f"not {_what(given)}"
+            )
+        self._stage(self._staged.providers, provider, provider.name)
+
+    def add_run_kind(self, name: str, config: type[RunConfig], run: Callable[[Any], Awaitable[None]]) -> None:
+        """Offer a way in which runs proceed.
+
+        Args:
+            name: As `run.start` names it.
+            config: Its config struct, with defaults for all members.
+            run: `async def run(run: Run)`.
+
+        Raises:
+            TypeError: The config is no subclass of `RunConfig`, a member has no default, or `run` is not async.
+        """
+        given: object = config
+        if not (isinstance(given, type) and issubclass(given, RunConfig)):
+            raise TypeError(f"run kind {name}: its config has to extend RunConfig")
+        if not inspect.iscoroutinefunction(run) and not inspect.iscoroutinefunction(getattr(run, "__call__", None)):  # noqa: B004
+            raise TypeError(f"run kind {name}: run has to be an async def")
+        try:
+            config()
+        except TypeError as e:
+            raise TypeError(f"run kind {name}: every member of its config needs a default ({e})") from None
+        self._stage(self._staged.kinds, RunKind(name, config, run, self.name), name)
+
+    def add_operation(self, function: Callable[..., Awaitable[Any]]) -> None:
+        """Offer an operation, declared with `@operation`, to clients.
+
+        Raises:
+            TypeError: It is not declared, not async, or its params are no `Params` or `Change`.
+        """
+        op = bind(function, self.name)
+        self._stage(self._staged.operations, op, op.method)
+
+    def add_topic(self, state: Json, fold: Fold, events: Sequence[type[Event]]) -> None:
+        """Declare the plugin's topics, `<plugin>:<id>`; a plugin has one family.
+
+        Args:
+            state: The state of a topic without events, plain JSON.
+            fold: `fold(state, name, d)` changes the state in place; pure, and an event that it does not know, or
+                about something that is not there, is ignored.
+            events: Structs declared with `@event("<plugin>", "<name>")`.
+
+        Raises:
+            TypeError: An event is declared for another family or not at all.
+            ValueError: A family was declared already.
+        """
+        given: Sequence[object] = events
+        for cls in given:
+            if not (isinstance(cls, type) and issubclass(cls, Event)):
+                raise TypeError(f"add_topic takes subclasses of Event, not {_what(cls)}")
+            if EVENTS.get(self.name, {}).get(cls.NAME) is not cls:
+                raise TypeError(f"{cls.__name__} has to be declared with @event({self.name!r}, …)")
+        with self._lock:
+            self._check_open()
+            if self._staged.topics is not None:
+                raise ValueError("a plugin has one family of topics; tell them apart by what follows the colon")
+            self._staged.topics = TopicFamily(state, fold, events)
+
+    # what works while the hub runs
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """The guarded HTTP client: it refuses addresses that the hub may not fetch (Fault outbound.denied)."""
+        return self._live.http()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
+        """Run a coroutine in the background until it ends or the hub goes down.
+
+        An exception is logged and listed among the plugin's problems.
+        """
+        try:
+            self._live  # noqa: B018 - raises before the hub runs
+            task = asyncio.get_running_loop().create_task(
+                self._supervise(work), name=f"plugin {self.name}: {getattr(work, '__qualname__', 'task')}"
+            )
+        except RuntimeError:
+            work.close()
+            raise
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # of one that was cancelled before it began
+        return task
+
+    def every(self, seconds: float, call: Callable[[], Any]) -> None:
+        """Call a function again and again, the first time after `seconds`; calls do not overlap.
+
+        `async def` runs on the loop, `def` in a thread. An exception is logged and listed, and the calls go on. May
+        be used in `register`; it begins after `startup`.
+
+        Raises:
+            ValueError: `seconds` is not positive.
+        """
+        if not seconds > 0:
+            raise ValueError("every needs a positive number of seconds")
+        with self._lock:
+            if self._services is None and not self._ended:
+                self._timers.append((seconds, call))
+                return
+        self.spawn(self._repeat(seconds, call))
+
+    def topic(self, id: str) -> PluginTopic:
+        """The plugin's topic `<plugin>:<id>`, to publish to."""
+        return PluginTopic(self, id)
+
+    def subscribe(self, owner: str, name: str) -> AsyncIterator[tuple[str, Any]]:
+        """Events of any topic as (name, d), from now on, on a cursor; none is missed, however slowly they are read.
+
+        Args:
+            owner: The user's id; "" for a topic that is everybody's (`hub`).
+            name: The topic's full name, `conv:c7`, `user:me`.
+
+        Raises:
+            Fault: topic.unknown, at the first step.
+        """
+        return self._live.follow(owner, name)
+
+    async def patch(self, user: User, scope: str, patch: Json) -> Json:
+        """Patch config (`run:<id>`, `conv:<id>`, `client:<id>`) as the user could; gives the effective config.
+
+        Raises:
+            Fault: scope.unknown, config.invalid.
+        """
+        return await self._live.patch(user, scope, patch)
+
+    async def start_run(
+        self,
+        user: User,
+        input: str | list[Json],
+        *,
+        conv: str | None = None,
+        kind: str | None = None,
+        config: Json | None = None,
+        when: When | None = None,
+        key: str | None = None,
+    ) -> Json:
+        """Start a run in a user's name, as the operation `run.start` does.
+
+        Args:
+            user: In whose name.
+            input: Text, or parts as `run.start` takes them.
+            conv: The conversation; a new one where it is left out.
+            kind: The kind; the conversation's last, else `chat`.
+            config: A patch on the kind's config.
+            when: What happens if the conversation has a run already; `queue` where it is left out.
+            key: An idempotency key.
+
+        Returns:
+            The result of `run.start`: `conv`, `run`, `state` …
+
+        Raises:
+            Fault: conv.unknown, kind.unknown, config.invalid, run.busy, run.queue, draining.
+        """
+        given = {"conv": conv, "kind": kind, "config": config, "when": when, "key": key}
+        parts = [{"kind": "text", "text": input}] if isinstance(input, str) else input
+        return await self._live.start_run(user, {"input": parts} | {k: v for k, v in given.items() if v is not None})
+
+    def set_models(self, provider: str, models: Sequence[Model]) -> None:
+        """Replace what is known of the models of one of this plugin's providers.
+
+        Raises:
+            ValueError: The plugin has no provider of that name.
+        """
+        if all(p.name != provider for p in self._staged.providers):
+            raise ValueError(f"{self.name!r} has no provider {provider!r}")
+        self._live.set_models(provider, models)
+
+    def note(self, text: str) -> None:
+        """Leave a remark that `plugin.list` and `sag plugin list` show; may be called anywhere."""
+        self._report("note", text)
+
+    # the host's side
+
+    def _seal(self, refusal: str) -> Staged:
+        """Take what was staged; whatever is added from now on is refused."""
+        with self._lock:
+            self._refusal = refusal
+            return self._staged
+
+    def _connect(self, services: Services) -> None:
+        with self._lock:
+            self._services = services
+
+    def _start_timers(self) -> None:
+        timers, self._timers = self._timers, []
+        for seconds, call in timers:
+            self.spawn(self._repeat(seconds, call))
+
+    def _cut(self) -> list[asyncio.Task[None]]:
+        """End the background work and take the services away; gives the tasks that are ending."""
+        with self._lock:
+            self._services = None
+            self._ended = True
+            self._timers.clear()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    @property
+    def _live(self) -> Services:
+        if self._services is None:
+            raise RuntimeError("this needs the running hub: use it from startup on, and not after the plugin is off")
+        return self._services
+
+    def _check_open(self) -> None:
+        if self._refusal:
+            raise RuntimeError(self._refusal)
+
+    def _stage(self, place: list[Any], thing: Any, name: object) -> None:
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            raise ValueError(f"{name!r} is no name: a letter, then at most 63 letters, digits, '_', '.' or '-'")
+        with self._lock:
+            self._check_open()
+            place.append(thing)
+
+    async def _supervise(self, work: Coroutine[Any, Any, Any]) -> None:
+        # SystemExit and KeyboardInterrupt of a task would end the whole loop, so they are caught here too.
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not _is_cancelling():
+                self._trouble(work, "CancelledError")
+        except BaseException as e:
+            self._trouble(work, one_line(e), e)
+
+    async def _repeat(self, seconds: float, call: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                if inspect.iscoroutinefunction(call):
+                    await call()
+                else:
+                    result = await asyncio.to_thread(call)
+                    if inspect.isawaitable(result):
+                        await result
+            except asyncio.CancelledError:
+                if _is_cancelling():
+                    raise
+                self._trouble(call, "CancelledError")
+            except BaseException as e:
+                self._trouble(call, one_line(e), e)
+
+    def _trouble(self, work: Any, text: str, e: BaseException | None = None) -> None:
+        where = getattr(work, "__qualname__", None) or type(work).__name__
+        self.log.error("%s failed: %s", where, text, exc_info=e)
+        self._report("problem", f"{where}: {text}")
+
+
+def _is_cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _check_key(key: str) -> str:
+    if not 0 < len(key) <= KEY_LENGTH:
+        raise ValueError(f"a key is text of 1 to {KEY_LENGTH} characters")
+    return key
+
+
+def _what(thing: object) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+
+
+def one_line(e: BaseException, limit: int = 300) -> str:
+    """An exception in one line; an exception whose text cannot be made is named all the same."""
+    try:
+        text = " ".join(str(e).split())
+    except Exception:
+        text = ""
+    return (f"{type(e).__name__}: {text}" if text else type(e).__name__)[:limit]

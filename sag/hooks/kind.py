@@ -1,0 +1,54 @@
+"""Run kinds: how a run proceeds. A kind is a config struct and one coroutine on a `Run` (sag.engine.run)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+
+class RunConfig(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What every kind's config has, as far as it makes sense to it; a kind's own struct extends it.
+
+    Attributes:
+        model: `provider/model`; left out means the hub's default.
+        temperature: Sampling temperature; left out means the vendor's own default.
+        max_tokens: The most tokens of one answer.
+        top_p: Nucleus sampling.
+        system: The system prompt.
+        tools: Which tools are off or on, by name; one that is not named is on.
+        rounds: How many model rounds a run may take before it ends with `limit`.
+        retries: How often a round is tried again after a broken answer.
+        first_token_s, gap_s, total_s: Deadlines of one model round: to the first token, between two, for all.
+        extra: Members for the vendor, sent as they are.
+    """
+
+    model: Annotated[str, Meta(max_length=200)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    system: Annotated[str, Meta(max_length=100_000)] | None = None
+    tools: dict[str, bool] = {}
+    rounds: Annotated[int, Meta(ge=1, le=32)] = 5
+    retries: Annotated[int, Meta(ge=0, le=5)] = 2
+    first_token_s: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+    gap_s: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+    total_s: Annotated[float, Meta(gt=0, le=86400)] = 600.0
+    extra: dict[str, Any] = {}
+
+
+class RunKind(Struct):
+    """One way in which runs proceed.
+
+    Attributes:
+        name: `chat`, `toolchain` …
+        config: Its config struct; its defaults are the lowest layer (protocol section 6).
+        run: Does the work, on what the run's topic says has been done already.
+        origin: The plugin that brought it.
+    """
+
+    name: str
+    config: type[RunConfig]
+    run: Callable[[Any], Awaitable[None]]
+    origin: str = ""

@@ -1,0 +1,1 @@
+"""Connections, sessions, subscriptions: what stands between sockets and topics."""

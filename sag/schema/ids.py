@@ -1,0 +1,39 @@
+"""Identifiers: a prefix that says the kind, then characters that sort by time and cannot be guessed in bulk."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_last_ms = 0
+
+
+def _base32(number: int, length: int) -> str:
+    out = []
+    for _ in range(length):
+        out.append(_ALPHABET[number & 31])
+        number >>= 5
+    return "".join(reversed(out))
+
+
+def new_id(prefix: str) -> str:
+    """A new id such as `r1m5c3v8k2q7w9d`: 9 characters of time in ms (never going back), 6 random ones."""
+    global _last_ms
+    _last_ms = max(_last_ms, time.time_ns() // 1_000_000)
+    return prefix + _base32(_last_ms, 9) + _base32(secrets.randbits(30), 6)
+
+
+def new_gen() -> str:
+    """A generation for a topic's log (protocol section 3)."""
+    return secrets.token_hex(4)
+
+
+def new_secret() -> str:
+    """A secret that nobody guesses: 256 random bits, safe in a URL and in a header."""
+    return secrets.token_urlsafe(32)
+
+
+def now_ms() -> int:
+    """Wall-clock time in Unix milliseconds, as `ts` of events."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,196 @@
+"""What the hub is told from outside: the environment, `.env` and plugins.toml, read once at start.
+
+Owns the one place where the environment is read. Everything else gets a `Settings`; nothing here acts on it.
+Numbers are the protocol's own where it gives them (sections 1, 2, 3, 8) and can be changed under `[hub]`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from dotenv import dotenv_values
+from msgspec import Struct, field
+
+from sag.errors import StartError
+
+PREFIX = "SAG_"
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Limits(Struct, forbid_unknown_fields=True):
+    """What one client may take of the hub. Sizes in bytes."""
+
+    frame: int = 1 << 20
+    inflight: int = 64
+    topics: int = 128
+    connections: int = 20_000
+    connections_per_user: int = 10_000
+    connections_per_address: int = 10_000
+    frames_per_s: int = 500
+    body: int = 16 << 20
+    queue: int = 16
+    part: int = 256 << 10
+    outbox: int = 4 << 20
+
+
+class HubSettings(Struct, forbid_unknown_fields=True):
+    """The table `[hub]` of plugins.toml; each member can be given as `SAG_<NAME>` too. Times in ms or s as named."""
+
+    host: str = "127.0.0.1"
+    port: int = 4100
+    data: str = ""
+    origins: list[str] = field(default_factory=list)
+    auth: Literal["auto", "required"] = "auto"
+    tick_ms: float = 33.0
+    ping_every_ms: int = 25_000
+    ping_timeout_ms: int = 10_000
+    hello_ms: int = 10_000
+    keep_ms: int = 120_000
+    user_timeout_ms: int = 10_000
+    drain_s: float = 20.0
+    ask_s: float = 86_400.0
+    key_s: float = 86_400.0
+    sync: Literal["normal", "full"] = "normal"
+    keep_s: float = 86_400.0
+    keep_events: int = 10_000
+    log: str = "info"
+    tls_cert: str = ""
+    tls_key: str = ""
+    plugin_s: float = 5.0
+    limits: Limits = field(default_factory=Limits)
+
+
+class Settings(Struct):
+    """All settings of one hub.
+
+    Attributes:
+        hub: The hub's own.
+        plugins: Each plugin's table of plugins.toml, as it stands, `${NAME}` replaced.
+        env: The environment that was read, `.env` below the process's own.
+        config_file: The plugins.toml that was read, if any.
+    """
+
+    hub: HubSettings
+    plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    config_file: str | None = None
+
+    @property
+    def data(self) -> Path:
+        return Path(self.hub.data)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the hub is bound to this machine alone."""
+        return self.hub.host in LOOPBACK
+
+
+def default_data(env: Mapping[str, str]) -> str:
+    """The data folder where none is named: XDG's data home, as on other command line programs."""
+    base = env.get("XDG_DATA_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".local" / "share")
+    return str(Path(base) / "sag")
+
+
+def load(
+    env: Mapping[str, str] | None = None,
+    *,
+    config: str | None = None,
+    cwd: Path | None = None,
+    **given: Any,
+) -> Settings:
+    """Read the environment, `.env` and plugins.toml.
+
+    The order, strongest first: what the command line gives, the process's environment, `.env`, plugins.toml, defaults.
+
+    Args:
+        env: The process's environment.
+        config: The path of plugins.toml; else it is looked for in the working and then the data folder.
+        cwd: The working folder.
+        given: Members of `HubSettings` from the command line; None means not given.
+
+    Raises:
+        StartError: A file cannot be read, or a value does not fit; the message names the file and the key.
+    """
+    cwd = cwd or Path.cwd()
+    merged = {k: v for k, v in dotenv_values(cwd / ".env").items() if v is not None}
+    merged |= dict(os.environ if env is None else env)
+
+    values: dict[str, Any] = {}
+    for name in HubSettings.__struct_fields__:
+        value = merged.get(PREFIX + name.upper())
+        if value and name != "limits":
+            values[name] = value.split(",") if name == "origins" else value
+    values |= {k: v for k, v in given.items() if v is not None}
+    values["data"] = data = str(values.get("data") or default_data(merged))
+
+    path = _find_config(config, cwd, Path(data))
+    tables = _read_toml(path, merged) if path else {}
+    hub_table = tables.pop("hub", {})
+    if not isinstance(hub_table, dict):
+        raise StartError(f"{path}: [hub] has to be a table")
+    try:
+        hub = msgspec.convert({**hub_table, **values}, HubSettings, strict=False)
+    except msgspec.ValidationError as e:
+        where = path if set(hub_table) - set(values) else "environment"
+        raise StartError(f"{where}: [hub] {e}") from None
+    hub.origins = [o.strip().rstrip("/").lower() for o in hub.origins if o.strip()]
+    return Settings(hub=hub, plugins=tables, env=merged, config_file=str(path) if path else None)
+
+
+def _find_config(given: str | None, cwd: Path, data: Path) -> Path | None:
+    if given:
+        path = Path(given)
+        if not path.is_file():
+            raise StartError(f"{given}: no such file")
+        return path
+    return next((p for p in (cwd / "plugins.toml", data / "plugins.toml") if p.is_file()), None)
+
+
+def _read_toml(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise StartError(f"{path}: {e}") from None
+    return {name: _expand(value, env, f"{path}: [{name}]") for name, value in tables.items()}
+
+
+def _expand(value: Any, env: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, env, f"{where} {k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, env, where) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in env:
+            raise StartError(f"{where}: the environment has no {name}")
+        return env[name]
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", replace, value)
+
+
+_CRASH_AT = os.environ.get("SAG_CRASH_AT", "")
+
+
+def crash_at(point: str) -> None:
+    """Kill this process at a named point, in tests of what a kill leaves behind (SAG_CRASH_AT=name or name:n)."""
+    global _CRASH_AT
+    if not _CRASH_AT:
+        return
+    name, _, count = _CRASH_AT.partition(":")
+    if name != point:
+        return
+    left = int(count or 1) - 1
+    if left > 0:
+        _CRASH_AT = f"{name}:{left}"
+        return
+    os.kill(os.getpid(), signal.SIGKILL)

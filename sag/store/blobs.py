@@ -1,0 +1,89 @@
+"""Files that people upload: content by digest in a folder, and who may have it in a table."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+from msgspec import Struct
+
+from sag.errors import Fault
+from sag.schema.ids import new_id
+from sag.settings import crash_at
+from sag.topics.journal import Journal, Put
+from sag.topics.topic import Topics
+
+
+class Blob(Struct):
+    """An uploaded file: the `ref` that messages name, and what was told of it."""
+
+    ref: str
+    mime: str
+    name: str
+    size: int
+
+
+class Blobs:
+    """Uploaded files of all users.
+
+    Args:
+        folder: Where contents lie; each file is named by its SHA-256.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, topics: Topics) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._topics = topics
+
+    async def put(self, owner: str, data: bytes, mime: str, name: str) -> Blob:
+        """Keep a file.
+
+        Raises:
+            Fault: store.full, store.unavailable.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        await asyncio.to_thread(self._write, digest, data)
+        blob = Blob(new_id("f"), mime, name, len(data))
+        tx = self._topics.begin()
+        row = {"ref": blob.ref, "owner": owner, "digest": digest, "mime": mime, "name": name, "size": blob.size}
+        tx.put(Put("blob", row))
+        await tx.submit()
+        return blob
+
+    def _write(self, digest: str, data: bytes) -> None:
+        target = self._folder / digest
+        temporary = target.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                return
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            crash_at("blob_rename")
+            temporary.replace(target)
+        except OSError as e:
+            temporary.unlink(missing_ok=True)
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            kind = "store.full" if full else "store.unavailable"
+            raise Fault(kind, f"The file cannot be kept: {e.strerror}") from None
+
+    async def get(self, owner: str, ref: str) -> tuple[Blob, bytes]:
+        """A user's file.
+
+        Raises:
+            Fault: file.unknown.
+        """
+        rows = await self._journal.rows("blob", {"ref": ref, "owner": owner})
+        if not rows:
+            raise Fault("file.unknown")
+        row = rows[0]
+        try:
+            data = await asyncio.to_thread((self._folder / row["digest"]).read_bytes)
+        except OSError:
+            raise Fault("file.unknown") from None
+        return Blob(ref, row["mime"], row["name"], row["size"]), data

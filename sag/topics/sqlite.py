@@ -1,0 +1,368 @@
+"""The embedded journal: one SQLite file in WAL mode, one writer thread with group commit, one reading thread.
+
+All writes go through one connection (measured: group commit 144,000 rows/s against 1,300 transactions/s through an
+async toolkit; SQLite before 3.51.3 has a corruption bug with two writing connections). The reader never checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sag.errors import Fault, StartError
+from sag.schema.ids import new_gen
+from sag.settings import crash_at
+from sag.topics.journal import Drop, Kept, Put, Row, Unit
+from sag.topics.merge import Entry
+
+GROUP = 500
+T = TypeVar("T")
+
+# One script for each version of the schema, in order. A script that was released is never changed.
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE topic (id INTEGER PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, gen TEXT NOT NULL,
+        UNIQUE (owner, name));
+    CREATE TABLE event (topic INTEGER NOT NULL, off INTEGER NOT NULL, name TEXT NOT NULL, key TEXT,
+        ts INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, off)) WITHOUT ROWID;
+    CREATE TABLE snapshot (topic INTEGER PRIMARY KEY, off INTEGER NOT NULL, state BLOB NOT NULL);
+    CREATE TABLE idem (user TEXT NOT NULL, method TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL,
+        result BLOB NOT NULL, ts INTEGER NOT NULL, PRIMARY KEY (user, method, key)) WITHOUT ROWID;
+    CREATE INDEX idem_ts ON idem (ts);
+    CREATE TABLE token (id TEXT PRIMARY KEY, digest TEXT NOT NULL UNIQUE, user TEXT NOT NULL, name TEXT NOT NULL,
+        roles TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER) WITHOUT ROWID;
+    CREATE TABLE kv (space TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL,
+        PRIMARY KEY (space, key)) WITHOUT ROWID;
+    CREATE TABLE conversation (id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, created INTEGER NOT NULL,
+        updated INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX conversation_owner ON conversation (owner, updated);
+    CREATE TABLE run (id TEXT PRIMARY KEY, owner TEXT NOT NULL, conv TEXT NOT NULL, kind TEXT NOT NULL,
+        status TEXT NOT NULL, open INTEGER NOT NULL, ts INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX run_owner ON run (owner, ts);
+    CREATE INDEX run_conv ON run (conv, ts);
+    CREATE INDEX run_open ON run (open) WHERE open = 1;
+    CREATE TABLE ask (id TEXT PRIMARY KEY, owner TEXT NOT NULL, conv TEXT NOT NULL, outcome BLOB) WITHOUT ROWID;
+    CREATE INDEX ask_conv ON ask (conv);
+    CREATE TABLE blob (ref TEXT PRIMARY KEY, owner TEXT NOT NULL, digest TEXT NOT NULL, mime TEXT NOT NULL,
+        name TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+    """,
+)
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "meta": ("name",),
+    "topic": ("id",),
+    "snapshot": ("topic",),
+    "idem": ("user", "method", "key"),
+    "token": ("id",),
+    "kv": ("space", "key"),
+    "conversation": ("id",),
+    "run": ("id",),
+    "ask": ("id",),
+    "blob": ("ref",),
+}
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from another; "" where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class SqliteJournal:
+    """Keeps topics and the hub's tables in one file.
+
+    Args:
+        folder: The data folder; made where it is missing.
+        sync: `normal` syncs at checkpoints (a power loss may take the tail), `full` at each commit.
+
+    Raises:
+        StartError: Another hub uses the folder, the file is newer than this program or damaged.
+    """
+
+    def __init__(self, folder: Path, sync: str = "normal") -> None:
+        self._sync = sync
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            self._lock = os.open(folder / "sag.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise StartError(f"{folder}: cannot be used as the data folder: {e.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise StartError(
+                f"{folder}: another hub is using this data folder; stop it or name another with --data"
+            ) from None
+        self.path = folder / "sag.db"
+        try:
+            self._write = self._open()
+            self._migrate()
+            self._start()
+            self._read = self._open(read=True)
+        except sqlite3.DatabaseError as e:
+            os.close(self._lock)
+            raise StartError(f"{self.path}: {e}; restore it from a backup or move it away to start anew", 74) from None
+        self._heads: dict[int, int] = {}
+        self._next_topic = (self._write.execute("SELECT max(id) FROM topic").fetchone()[0] or 0) + 1
+        self._sql: dict[tuple[Any, ...], str] = {}
+        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reader = ThreadPoolExecutor(1, "sag-journal-read")
+        self._thread = threading.Thread(target=self._work, name="sag-journal", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    # opening
+
+    def _open(self, read: bool = False) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute(f"PRAGMA synchronous={'FULL' if self._sync == 'full' else 'NORMAL'}")
+        if read:
+            db.execute("PRAGMA query_only=1")
+            db.execute("PRAGMA wal_autocheckpoint=0")
+            db.execute("PRAGMA cache_size=-1024")
+        return db
+
+    def _migrate(self) -> None:
+        version = self._write.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise StartError(f"{self.path}: made by a newer sag (schema {version}); update sag to open it")
+        if 0 < version < len(MIGRATIONS):
+            self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            shutil.copyfile(self.path, self.path.with_suffix(f".v{version}.bak"))
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            self._write.execute("BEGIN IMMEDIATE")
+            for i, statement in enumerate(s for s in script.split(";") if s.strip()):
+                if i == 3:
+                    crash_at("migration_step")
+                self._write.execute(statement)
+            self._write.execute(f"PRAGMA user_version={number}")
+            self._write.execute("COMMIT")
+
+    def _start(self) -> None:
+        """After an unclean stop and another boot the tail may be gone, so that every topic begins a generation."""
+        kept = dict(self._write.execute("SELECT name, value FROM meta"))
+        boot = boot_id()
+        unclean = kept.get("clean") == "0"
+        tail_may_be_gone = unclean and (not boot or kept.get("boot") != boot) and kept.get("sync") != "full"
+        self._write.execute("BEGIN IMMEDIATE")
+        if tail_may_be_gone:
+            for (tid,) in self._write.execute("SELECT id FROM topic").fetchall():
+                self._write.execute("UPDATE topic SET gen = ? WHERE id = ?", (new_gen(), tid))
+        rows = [("clean", "0"), ("boot", boot), ("sync", self._sync)]
+        self._write.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+        self._write.execute("COMMIT")
+
+    # writing
+
+    def new_topic(self, owner: str, name: str, gen: str) -> tuple[int, Put]:
+        tid = self._next_topic
+        self._next_topic += 1
+        return tid, Put("topic", {"id": tid, "owner": owner, "name": name, "gen": gen})
+
+    def submit(self, unit: Unit) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        if self._closed:
+            unit.future.set_exception(Fault("store.unavailable", "The hub is going down."))
+            return
+        self._queue.put(unit)
+
+    def _work(self) -> None:
+        """The writer thread: take all that waits, commit it at once, tell the loop once."""
+        ending = False
+        while not ending:
+            taken: list[Unit | None] = [self._queue.get()]
+            while len(taken) < GROUP:
+                try:
+                    taken.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            ending = None in taken
+            units = [u for u in taken if u is not None]
+            if not units:
+                continue
+            done: list[tuple[Unit, Fault | None]]
+            try:
+                self._commit(units)
+                done = [(u, None) for u in units]
+            except (sqlite3.Error, Fault) as e:
+                done = [(u, self._retry(u)) for u in units] if len(units) > 1 else [(units[0], _fault(e))]
+            loop = self._loop
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(_tell, done)
+
+    def _retry(self, unit: Unit) -> Fault | None:
+        """Commit one unit of a group that failed, so that it does not suffer for another's fault."""
+        try:
+            self._commit([unit])
+        except (sqlite3.Error, Fault) as e:
+            return _fault(e)
+        return None
+
+    def _commit(self, units: list[Unit]) -> None:
+        heads: dict[int, int] = {}
+        rows: list[tuple[Any, ...]] = []
+        db = self._write
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for unit in units:
+                for write in unit.writes:
+                    self._apply(write)
+                for tid, e in unit.events:
+                    if e.off != self._head(tid, heads) + 1:
+                        raise Fault("store.unavailable", "An earlier event of the topic was not kept.")
+                    heads[tid] = e.off
+                    rows.append((tid, e.off, e.name, e.key, e.ts, e.body))
+                if unit.crash:
+                    crash_at(unit.crash)
+            if rows:
+                db.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", rows)
+                crash_at("append_before_commit")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        self._heads |= heads
+
+    def _head(self, tid: int, fresh: dict[int, int]) -> int:
+        head = fresh.get(tid, self._heads.get(tid))
+        if head is None:
+            head = self._write.execute("SELECT max(off) FROM event WHERE topic = ?", (tid,)).fetchone()[0] or 0
+            self._heads[tid] = head
+        return head
+
+    def _apply(self, write: Put | Drop) -> None:
+        if isinstance(write, Put):
+            columns = tuple(write.row)
+            sql = self._sql.get((write.table, *columns)) or self._put_sql(write.table, columns)
+            self._write.execute(sql, tuple(write.row.values()))
+            return
+        where = " AND ".join([f"{c} = ?" for c in write.where] + [f"{c} <= ?" for c in write.upto])
+        self._write.execute(f"DELETE FROM {write.table} WHERE {where}", (*write.where.values(), *write.upto.values()))
+        if write.table == "event" and not write.upto:
+            self._heads.pop(write.where["topic"], None)
+
+    def _put_sql(self, table: str, columns: tuple[str, ...]) -> str:
+        keys = KEYS[table]
+        rest = [c for c in columns if c not in keys]
+        update = f"UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in rest)}" if rest else "NOTHING"
+        if missing := [k for k in keys if k not in columns]:
+            raise Fault("rpc.internal", f"{table}: {missing} missing")
+        marks = ", ".join("?" * len(columns))
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT ({', '.join(keys)}) DO {update}"
+        self._sql[(table, *columns)] = sql
+        return sql
+
+    # reading
+
+    async def _in_reader(self, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, call)
+        except sqlite3.Error as e:
+            raise _fault(e) from e
+        except RuntimeError as e:
+            raise Fault("store.unavailable", "The hub is going down.") from e
+
+    async def load(self, owner: str, name: str) -> Kept | None:
+        return await self._in_reader(lambda: self._load(owner, name))
+
+    def _load(self, owner: str, name: str) -> Kept | None:
+        db = self._read
+        db.execute("BEGIN")
+        try:
+            row = db.execute("SELECT id, gen FROM topic WHERE owner = ? AND name = ?", (owner, name)).fetchone()
+            if row is None:
+                return None
+            tid, gen = row
+            first, head = db.execute("SELECT min(off), max(off) FROM event WHERE topic = ?", (tid,)).fetchone()
+            snap = db.execute("SELECT off, state FROM snapshot WHERE topic = ?", (tid,)).fetchone() or (0, None)
+            entries = self._entries(tid, snap[0], head or 0, 1 << 62)
+            return Kept(tid, gen, first or 1, head or 0, snap[0], snap[1], entries)
+        finally:
+            db.execute("COMMIT")
+
+    def _entries(self, tid: int, after: int, upto: int, limit: int) -> list[Entry]:
+        out: list[Entry] = []
+        size = 0
+        sql = "SELECT off, name, key, ts, body FROM event WHERE topic = ? AND off > ? AND off <= ? ORDER BY off"
+        for off, name, key, ts, body in self._read.execute(sql, (tid, after, upto)):
+            size += len(body)
+            if out and size > limit:
+                break
+            out.append(Entry(off, name, key, ts, body))
+        return out
+
+    async def read(self, tid: int, after: int, upto: int, limit: int) -> list[Entry]:
+        return await self._in_reader(lambda: self._entries(tid, after, upto, limit))
+
+    async def rows(self, table: str, where: Row, *, order: str = "", limit: int = 1000) -> list[Row]:
+        sql = f"SELECT * FROM {table}"
+        if where:
+            sql += " WHERE " + " AND ".join(f"{c} = ?" for c in where)
+        if order:
+            sql += f" ORDER BY {order.removeprefix('-')}{' DESC' if order.startswith('-') else ''}"
+        sql += " LIMIT ?"
+
+        def fetch() -> list[Row]:
+            cursor = self._read.execute(sql, (*where.values(), limit))
+            names = [c[0] for c in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+        return await self._in_reader(fetch)
+
+    async def stale(self, keep_events: int, before_ts: int) -> list[tuple[str, str, int]]:
+        """Topics with events past retention: (owner, name, the newest offset that may go)."""
+        sql = """SELECT t.owner, t.name, (SELECT max(off) FROM event e WHERE e.topic = t.id AND e.ts < ?
+                     AND e.off <= (SELECT max(off) FROM event m WHERE m.topic = t.id) - ?) AS upto
+                 FROM topic t WHERE upto IS NOT NULL LIMIT 1000"""
+        return await self._in_reader(lambda: self._read.execute(sql, (before_ts, keep_events)).fetchall())
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        self._reader.shutdown(wait=True)
+        self._read.close()
+        self._write.execute("UPDATE meta SET value = '1' WHERE name = 'clean'")
+        self._write.close()
+        os.close(self._lock)
+
+
+def _tell(done: list[tuple[Unit, Fault | None]]) -> None:
+    for unit, fault in done:
+        if unit.future.done():
+            continue
+        if fault is None:
+            unit.future.set_result(None)
+        else:
+            unit.future.set_exception(fault)
+
+
+def _fault(e: Exception) -> Fault:
+    """The error that a client is told for an error of SQLite (RELIABILITY row 22: a full disk has two faces)."""
+    if isinstance(e, Fault):
+        return e
+    name = getattr(e, "sqlite_errorname", "")
+    if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+        return Fault("store.full")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return Fault("store.busy")
+    return Fault("store.unavailable", f"The store failed ({name or type(e).__name__}).")

@@ -1,0 +1,301 @@
+"""The same operations over HTTP: `/rpc`, REST routes, server-sent events, schemas, health, files, the page.
+
+Nothing is decided here that the socket does not decide by the same call (protocol section 10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from sag.errors import Fault
+from sag.hub.hub import Hub
+from sag.hub.subscription import Follower, Position, place, resolve
+from sag.ops.dispatch import DECODE_ERRORS, Call, Dispatcher, error_body, params_fault
+from sag.ops.operation import Operation
+from sag.store.blobs import Blobs
+from sag.topics.merge import encode, tails
+from sag.web.guard import Guard
+
+CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+COMMENT_S = 30.0
+SLOW_S, SLOW_BYTES = 20.0, 20 << 10
+Answer = Callable[[Request], Awaitable[Response]]
+_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self'; connect-src 'self' ws: wss:; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+class HttpFacade:
+    """The HTTP side of the hub.
+
+    Args:
+        hub: For topics and limits.
+        dispatcher: What calls operations.
+        guard: What every request passes first.
+        blobs: Uploaded files.
+        health: What `/health` tells.
+        schemas: The generated documents by name.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        dispatcher: Dispatcher,
+        guard: Guard,
+        blobs: Blobs,
+        health: Callable[[], dict[str, Any]],
+        schemas: Callable[[str], bytes | None],
+    ) -> None:
+        self._hub, self._dispatcher, self._guard, self._blobs = hub, dispatcher, guard, blobs
+        self._health, self._schemas = health, schemas
+        self._followers: set[Follower] = set()
+
+    def routes(self, frontend: Path) -> list[BaseRoute]:
+        """All routes; a REST route stands for its operation."""
+        routes: list[BaseRoute] = [
+            Route("/health", self._health_answer, methods=["GET"]),
+            Route("/rpc/{method:path}", self._guarded(self._rpc), methods=["POST"]),
+            Route("/events/{topic:path}", self._guarded(self._events), methods=["GET"]),
+            Route("/schema/{name}", self._guarded(self._schema), methods=["GET"]),
+            Route("/api/files", self._guarded(self._upload), methods=["POST"]),
+            Route("/api/files/{ref}", self._guarded(self._download), methods=["GET"]),
+        ]
+        for op in self._dispatcher.registry:
+            if op.rest:
+                method, _, path = op.rest.partition(" ")
+                routes.append(Route(path, self._guarded(self._rest(op)), methods=[method]))
+        for name in ("chat", "kiosk", "voice"):
+            folder = frontend / name
+            if (folder / "index.html").is_file():
+                routes.append(Mount("/" if name == "chat" else f"/{name}", _Page(folder)))
+        if not (frontend / "chat" / "index.html").is_file():
+            routes.append(Route("/", self._guarded(_no_page), methods=["GET"]))
+        return routes
+
+    def close(self) -> None:
+        """End the event streams."""
+        for follower in list(self._followers):
+            follower.ended(follower.topic, "restart")
+
+    # what all of them pass
+
+    def _guarded(self, answer: Answer) -> Answer:
+        async def guarded(request: Request) -> Response:
+            try:
+                headers = request.scope["headers"]
+                self._guard.check_host(headers)
+                if request.method in CHANGING:
+                    self._guard.check_origin(headers)
+                if b"token=" in request.scope["query_string"]:
+                    raise Fault("request.bad", "A token does not belong in a URL; send it as a header.")
+                return await answer(request)
+            except Exception as e:
+                return fault_response(e, f"{request.method} {request.url.path}")
+
+        return guarded
+
+    async def _call(self, request: Request) -> Call:
+        user, _, _ = await self._guard.user_of(request.scope["headers"])
+        client = request.headers.get("sag-client", "")
+        key = request.headers.get("idempotency-key")
+        return Call(user, client, begin=self._dispatcher.begin, key=key)
+
+    async def _body(self, request: Request, limit: int) -> bytes:
+        """The body, bounded in size and in how slowly it may come."""
+        size, chunks, window, late = 0, list[bytes](), 0, asyncio.get_running_loop().time() + SLOW_S
+        stream = request.stream()
+        while True:
+            now = asyncio.get_running_loop().time()
+            if now >= late:
+                if window < SLOW_BYTES:
+                    raise Fault("body.timeout")
+                window, late = 0, now + SLOW_S
+            try:
+                async with asyncio.timeout(late - now):
+                    chunk = await anext(stream)
+            except TimeoutError:
+                raise Fault("body.timeout") from None
+            except StopAsyncIteration:
+                break
+            size += len(chunk)
+            window += len(chunk)
+            if size > limit:
+                raise Fault("frame.large", f"The body is larger than {limit} bytes.")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def _json_body(self, request: Request) -> bytes:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Fault("media.type")
+        return await self._body(request, self._hub.limits.frame)
+
+    # operations
+
+    async def _rpc(self, request: Request) -> Response:
+        method = request.path_params["method"]
+        op = self._dispatcher.registry.get(method)
+        call = await self._call(request)
+        self._dispatcher.admit(call, op)
+        body = await self._json_body(request) if op.changes or request.headers.get("content-type") else b""
+        if body.strip() and not body.lstrip().startswith(b"{"):
+            try:
+                msgspec.json.decode(body)
+            except DECODE_ERRORS as e:
+                raise Fault("rpc.parse", str(e)) from None
+        return await self._answer(call, op, body)
+
+    def _rest(self, op: Operation) -> Answer:
+        async def answer(request: Request) -> Response:
+            call = await self._call(request)
+            self._dispatcher.admit(call, op)
+            values: dict[str, Any] = dict(request.query_params) | dict(request.path_params)
+            if request.method in CHANGING and (request.method != "DELETE" or request.headers.get("content-type")):
+                body = await self._json_body(request)
+                try:
+                    given = msgspec.json.decode(body or b"{}")
+                except DECODE_ERRORS as e:
+                    raise Fault("rpc.parse", str(e)) from None
+                if not isinstance(given, dict):
+                    raise Fault("rpc.params", "The body is a JSON object.", path="$")
+                values = {**given, **values}
+            try:
+                params = msgspec.convert(values, op.params, strict=False)
+            except DECODE_ERRORS as e:
+                raise params_fault(e) from None
+            return await self._answer(call, op, encode(params))
+
+        return answer
+
+    async def _answer(self, call: Call, op: Operation, raw: bytes) -> Response:
+        _, result = await self._dispatcher.call(call, op, raw)
+        return Response(result, media_type="application/json", headers={"cache-control": "no-store"})
+
+    # topics
+
+    async def _events(self, request: Request) -> Response:
+        user, _, _ = await self._guard.user_of(request.scope["headers"])
+        if user is None:
+            raise Fault("auth.required")
+        topic = await resolve(self._hub.topics, user, request.path_params["topic"])
+        gen, off = request.query_params.get("gen"), request.query_params.get("off")
+        if last := request.headers.get("last-event-id"):
+            gen, _, off = last.rpartition(":")
+        if off is not None and not off.isdigit():
+            raise Fault("rpc.params", "`off` is a whole number.", path="$.off")
+        position = Position(gen, None if off is None else int(off))
+        subscribed = await place(self._hub.topics, topic, position, self._hub.limits.frame)
+        follower = Follower(self._hub.topics, topic, subscribed.off)
+        self._followers.add(follower)
+
+        async def stream() -> AsyncIterator[bytes]:
+            try:
+                yield b"event: topic\nid: %b:%d\ndata: %b\n\n" % (
+                    topic.gen.encode(),
+                    subscribed.off,
+                    encode(subscribed),
+                )
+                while follower.reason is None:
+                    async for text in _batches(follower, subscribed.head):
+                        yield text
+                    if not await follower.woken(COMMENT_S):
+                        await self._guard.user_of(request.scope["headers"])  # a revoked token ends the stream
+                        yield b":\n\n"
+                yield b"event: topic.closed\ndata: %b\n\n" % encode({"reason": follower.reason})
+            except Fault:
+                yield b'event: topic.closed\ndata: {"reason":"behind"}\n\n'
+            finally:
+                self._followers.discard(follower)
+                follower.close()
+
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
+
+    # the rest
+
+    async def _health_answer(self, request: Request) -> Response:
+        health = self._health()
+        return Response(encode(health), 200 if health["status"] == "ok" else 503, media_type="application/json")
+
+    async def _schema(self, request: Request) -> Response:
+        text = self._schemas(request.path_params["name"])
+        if text is None:
+            raise Fault("route.unknown")
+        return Response(text, media_type="application/json")
+
+    async def _upload(self, request: Request) -> Response:
+        call = await self._call(request)
+        if self._dispatcher.draining:
+            raise Fault("draining", after_ms=1000)
+        data = await self._body(request, self._hub.limits.body)
+        mime = request.headers.get("content-type", "application/octet-stream")[:200]
+        name = request.query_params.get("name", "")[:200]
+        kept = await self._blobs.put(call.me.id, data, mime, name)
+        return Response(encode(kept), media_type="application/json")
+
+    async def _download(self, request: Request) -> Response:
+        call = await self._call(request)
+        kept, data = await self._blobs.get(call.me.id, request.path_params["ref"])
+        headers = {
+            "content-disposition": "attachment",
+            "content-security-policy": "sandbox; default-src 'none'",
+            "x-content-type-options": "nosniff",
+            "cache-control": "private, max-age=31536000, immutable",
+        }
+        return Response(data, media_type=kept.mime, headers=headers)
+
+
+async def _batches(follower: Follower, replay_to: int) -> AsyncIterator[bytes]:
+    while entries := await follower.next():
+        after = follower.cursor
+        follower.cursor = entries[-1].off
+        gen = follower.topic.gen.encode()
+        for object, off in zip(*_objects(entries, after, entries[-1].off <= replay_to), strict=True):
+            yield b"id: %b:%d\ndata: {%b\n\n" % (gen, off, object)
+
+
+def _objects(entries: list[Any], after: int, replay: bool) -> tuple[list[bytes], list[int]]:
+    objects = tails(entries, after, replay=replay)
+    return objects, [int(o[4 : o.index(b",")]) for o in objects]
+
+
+def fault_response(e: Exception, what: str) -> Response:
+    """The answer for an exception."""
+    fault, body = error_body(e, what)
+    headers = {"cache-control": "no-store"}
+    if fault.after_ms is not None:
+        headers["retry-after"] = str(max(1, -(-fault.after_ms // 1000)))
+    if fault.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(encode({"error": body}), fault.status, headers, media_type="application/json")
+
+
+async def _no_page(request: Request) -> Response:
+    text = "The hub runs, but its pages are not built. Run scripts/build, or install the sag-hub wheel.\n"
+    return Response(text, 200, media_type="text/plain")
+
+
+class _Page(StaticFiles):
+    """A built frontend: hashed files are kept by browsers, the page itself is asked for again."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(directory=folder, html=True)
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        response = await super().get_response(path, scope)
+        hashed = path.startswith("assets/")
+        response.headers["cache-control"] = "public, max-age=31536000, immutable" if hashed else "no-cache"
+        response.headers["content-security-policy"] = _CSP
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["referrer-policy"] = "no-referrer"
+        return response

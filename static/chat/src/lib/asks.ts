@@ -1,0 +1,38 @@
+/** The words and the order of an ask's options. Pure. */
+
+const REFUSALS = new Set(['deny', 'decline', 'cancel', 'no', 'reject']);
+
+const LABELS: Record<string, string> = {
+  allow_once: 'Allow once',
+  allow_run: 'Allow for this run',
+  allow_always: 'Always allow',
+  deny: 'Deny',
+  accept: 'Accept',
+  decline: 'Decline',
+  cancel: 'Cancel',
+};
+
+/** A choice that says no; nothing goes along with it. */
+export function isRefusal(option: string): boolean {
+  return REFUSALS.has(option);
+}
+
+export function optionLabel(kind: string, option: string): string {
+  if (option === 'accept' && kind === 'form') return 'Submit';
+  if (option === 'accept' && kind === 'url') return 'Done';
+  if (LABELS[option]) return LABELS[option];
+  if (kind === 'choice') return option;
+  const words = option.replace(/_/g, ' ');
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+/** As the hub gave them, the refusals last. A form without options can still be submitted. */
+export function orderOptions(kind: string, options: string[]): string[] {
+  const given = options.length > 0 ? options : kind === 'choice' ? [] : ['accept', 'decline'];
+  return [...given.filter((o) => !isRefusal(o)), ...given.filter(isRefusal)];
+}
+
+/** The hub's clock decides about expiry; some slack keeps a wrong clock here from locking a person out. */
+export function isAnswerable(leftMs: number | null): boolean {
+  return leftMs === null || leftMs > -60_000;
+}

@@ -1,0 +1,156 @@
+/**
+ * One conversation as the page shows it: folds of `conv:<id>` made into runes, once for each frame.
+ *
+ * Stands on the socket client's topic and on `transcript`; knows nothing of components and sends nothing but
+ * `message.list`.
+ */
+import type { AskState, Client, ConvState, Message, RpcError, TopicHandle } from '@sag/client';
+import { onFrame } from './frame';
+import { notices } from './notices.svelte';
+import { touchedRuns, TranscriptBuilder, type Transcript } from './transcript';
+
+export interface OpenAsk extends AskState {
+  id: string;
+}
+
+/** An accepted patch of live settings, and the step that took it up. */
+export interface ConfigChange {
+  scope: string;
+  rev: number;
+  /** Null where only the revision is known: the change is older than this page. */
+  patch: Record<string, unknown> | null;
+  by: string | null;
+  step: number | null;
+}
+
+const EMPTY: Transcript = { turns: [], queued: [], active: null };
+const CHANGES_KEPT = 30;
+
+export class Conversation {
+  readonly id: string;
+  transcript = $state.raw<Transcript>(EMPTY);
+  asks = $state.raw<OpenAsk[]>([]);
+  title = $state('');
+  config = $state.raw<{ rev: number; config: Record<string, unknown> }>({ rev: 1, config: {} });
+  changes = $state.raw<ConfigChange[]>([]);
+  isLoaded = $state(false);
+  error = $state.raw<RpcError | null>(null);
+  /** The oldest message that is here, where there are older ones. */
+  before = $state<string | null>(null);
+  isLoadingOlder = $state(false);
+  /** Messages known to be in the state, for those who wait for their own to appear. */
+  messages = $state.raw<ReadonlySet<string>>(new Set());
+
+  readonly #client: Client;
+  readonly #handle: TopicHandle<ConvState>;
+  readonly #builder = new TranscriptBuilder();
+  readonly #models = new Map<string, string>();
+  readonly #schedule = onFrame(() => this.#show());
+  #older: Message[] = [];
+  #changed: Set<string> | 'all' = 'all';
+  #isReleased = false;
+
+  constructor(client: Client, id: string) {
+    this.id = id;
+    this.#client = client;
+    this.#handle = client.topic<ConvState>(`conv:${id}`);
+    this.#listen();
+    this.#handle.subscribe((state, change) => {
+      if (change.kind === 'snapshot') {
+        this.#changed = 'all';
+        this.#older = [];
+        this.before = state.before ?? null;
+        this.#recallChanges(state);
+      } else if (change.kind === 'event' && change.event) {
+        this.#touch(touchedRuns(state, change.event.e, change.event.d));
+      }
+      this.#schedule();
+    });
+  }
+
+  release() {
+    this.#isReleased = true;
+    this.#handle.release();
+  }
+
+  async loadOlder() {
+    if (this.before === null || this.isLoadingOlder) return;
+    this.isLoadingOlder = true;
+    try {
+      const page = await this.#client.request<{ messages: Message[]; before?: string }>('message.list', {
+        conv: this.id,
+        before: this.before,
+      });
+      this.#older = [...page.messages, ...this.#older];
+      this.before = page.before ?? null;
+      this.#changed = 'all';
+      this.#schedule();
+    } catch (error) {
+      notices.error(error);
+    } finally {
+      this.isLoadingOlder = false;
+    }
+  }
+
+  #touch(runs: string[] | 'all') {
+    if (runs === 'all' || this.#changed === 'all') this.#changed = 'all';
+    else for (const run of runs) this.#changed.add(run);
+  }
+
+  #show() {
+    const state = this.#handle.state;
+    this.error = this.#handle.error ?? null;
+    if (!state || this.#isReleased) return;
+    this.transcript = this.#builder.build(state, this.#older, this.#changed, this.#models);
+    this.#changed = new Set();
+    this.asks = Object.entries(state.asks).map(([id, ask]) => ({ ...ask, id }));
+    this.title = state.conv.title ?? '';
+    this.config = { rev: state.conv.rev, config: state.conv.config };
+    if (state.messages.length !== this.messages.size) this.messages = new Set(state.messages.map((m) => m.msg));
+    this.isLoaded = true;
+  }
+
+  #listen() {
+    const on = (event: string, fn: (d: any, isReplay: boolean) => void) =>
+      this.#handle.on(event, (d, meta) => fn(d, meta.r === true));
+    on('step.open', (d) => this.#models.set(d.run, d.model));
+    on('config', (d) => this.#addChange({ scope: d.scope, rev: d.rev, patch: d.patch, by: d.by ?? null, step: null }));
+    on('config.applied', (d) => {
+      this.changes = this.changes.map((change) =>
+        change.scope === d.scope && change.rev <= d.rev && change.step === null ? { ...change, step: d.step } : change,
+      );
+    });
+    on('run.close', (d, isReplay) => {
+      if (!isReplay) notices.announce(END_WORDS[d.status as string] ?? 'Reply finished');
+    });
+    on('ask.open', (d, isReplay) => {
+      if (!isReplay) notices.announce(`${d.kind === 'approval' ? 'Approval needed' : 'Your answer is needed'}: ${d.title ?? ''}`);
+    });
+    on('ask.close', (d, isReplay) => {
+      if (!isReplay && d.why === 'expired') notices.toast('A question expired without an answer.');
+    });
+  }
+
+  #addChange(change: ConfigChange) {
+    const others = this.changes.filter((c) => c.scope !== change.scope || c.rev !== change.rev);
+    this.changes = [...others, change].slice(-CHANGES_KEPT);
+  }
+
+  /** What a snapshot still tells of changes that were made before this page was open. */
+  #recallChanges(state: ConvState) {
+    for (const [id, run] of Object.entries(state.runs)) {
+      const scope = `run:${id}`;
+      const { applied } = run;
+      if (!applied || this.changes.some((c) => c.scope === scope && c.rev >= applied.rev)) continue;
+      this.#addChange({ scope, rev: applied.rev, patch: null, by: null, step: applied.step });
+    }
+  }
+}
+
+const END_WORDS: Record<string, string> = {
+  done: 'Reply finished',
+  cancelled: 'Reply stopped',
+  failed: 'The reply failed',
+  limit: 'The reply ended at its limit',
+  interrupted: 'The reply was interrupted',
+};

@@ -1,0 +1,345 @@
+/**
+ * The page's one store: the connection, the inbox, the hub's models and tools, the conversation that is open, and what
+ * a person can do with them.
+ *
+ * It adapts topics of the socket client to runes; components read it and call its methods, and never see the client.
+ */
+import { Client, RpcError, type ClientState, type HubState, type StartRun, type Status, type UserState } from '@sag/client';
+import { Conversation } from './conversation.svelte';
+import { now } from './clock.svelte';
+import { composer } from './composer.svelte';
+import { addToOutbox, dropFromOutbox, takeLeftovers, type OutboxEntry } from './drafts';
+import { onFrame } from './frame';
+import { notices } from './notices.svelte';
+import { router } from './route.svelte';
+import { load, store } from './storage';
+import type { Queued } from './transcript';
+
+/** A cut shorter than this is not shown. */
+const GRACE_MS = 2000;
+export const CLIENT_ID = 'chat';
+const DENIED_CODES = new Set([4500, 4504]);
+
+export interface ModelInfo {
+  id: string;
+  provider?: string;
+  label?: string;
+  demo?: boolean;
+  default?: boolean;
+  [member: string]: unknown;
+}
+
+export interface ToolInfo {
+  name: string;
+  description: string;
+  risk: string;
+  origin: string;
+}
+
+export interface ConversationEntry {
+  id: string;
+  title: string;
+  ts: number;
+  isRunning: boolean;
+  isWaiting: boolean;
+}
+
+/** A message on its way: until it is accepted, and then until its conversation shows it. */
+export interface Pending extends OutboxEntry {
+  msg?: string;
+}
+
+class Hub {
+  status = $state<Status>('idle');
+  retryAt = $state<number | null>(null);
+  /** The hub wants to know who this is. */
+  isDenied = $state(false);
+  serverVersion = $state('');
+  userName = $state('');
+  userId = $state('');
+  open = $state.raw<Conversation | null>(null);
+  pending = $state.raw<Pending[]>([]);
+  /** The run whose cancel is on its way. */
+  stopping = $state<string | null>(null);
+  isInboxLoaded = $state(false);
+  device = $state.raw<ClientState>({ config: {}, rev: 1, presets: {}, ui: {} });
+
+  #inbox = $state.raw<UserState>({ convs: {}, runs: {}, asks: {} });
+  #hub = $state.raw<HubState>({ plugins: {}, connectors: {}, models: {} });
+  #lostAt = $state<number | null>(Date.now());
+
+  readonly client = new Client({
+    client: { id: CLIENT_ID, kind: 'chat', name: 'sag-chat' },
+    token: () => load<string>('token', '') || undefined,
+    caps: { ask: ['approval', 'form', 'url', 'choice'] },
+  });
+
+  readonly conversations = $derived.by(() => this.#listConversations());
+  readonly models = $derived.by(() => {
+    const entries = Object.entries(this.#hub.models).map(([id, model]) => ({ ...model, id }) as ModelInfo);
+    return entries.sort((a, b) => Number(b.default ?? false) - Number(a.default ?? false) || a.id.localeCompare(b.id));
+  });
+  readonly tools = $derived.by(() => listTools(this.#hub));
+  /** The model that the next reply uses, or that the active run runs on. */
+  readonly model = $derived.by(() => this.#currentModel());
+  readonly isBusy = $derived(this.open?.transcript.active != null);
+
+  constructor() {
+    this.client.on('status', (status) => this.#onStatus(status));
+    this.client.on('bye', (bye) => {
+      if (DENIED_CODES.has(bye.code)) this.isDenied = true;
+    });
+    this.client.on('error', (error) => {
+      if (error instanceof RpcError && error.code === 401) this.isDenied = true;
+    });
+    this.#mirror<UserState>('user:me', (state) => {
+      this.#inbox = state;
+      this.isInboxLoaded = true;
+    });
+    this.#mirror<HubState>('hub', (state) => (this.#hub = state));
+    this.#mirror<ClientState>(`client:${CLIENT_ID}`, (state) => (this.device = state));
+  }
+
+  start() {
+    this.client.connect();
+    const wake = () => {
+      if (document.visibilityState === 'visible') this.client.wake();
+    };
+    document.addEventListener('visibilitychange', wake);
+    window.addEventListener('online', wake);
+    window.addEventListener('pageshow', wake);
+    for (const entry of takeLeftovers(Date.now())) void this.#deliver(entry);
+  }
+
+  /** True once a cut has lasted long enough to be told. */
+  get isTroubled(): boolean {
+    return this.#lostAt !== null && now() - this.#lostAt > GRACE_MS;
+  }
+
+  retry() {
+    if (this.status === 'closed') this.client.connect();
+    else this.client.wake();
+  }
+
+  signIn(token: string) {
+    store('token', token.trim());
+    this.isDenied = false;
+    this.client.close();
+    this.client.connect();
+  }
+
+  get hasToken(): boolean {
+    return load<string>('token', '') !== '';
+  }
+
+  signOut() {
+    store('token', '');
+    try {
+      sessionStorage.clear();
+    } catch {
+      // No storage, no session in it.
+    }
+    location.reload();
+  }
+
+  // ----------------------------------------------------------- conversations
+
+  /** Show a conversation; null for a chat that is not begun. */
+  show(conv: string | null) {
+    if (this.open?.id === conv) return;
+    this.open?.release();
+    this.open = conv === null ? null : new Conversation(this.client, conv);
+  }
+
+  async rename(conv: string, title: string) {
+    await this.#attempt(() => this.client.request('conversation.update', { conv, title }));
+  }
+
+  async remove(conv: string) {
+    const done = await this.#attempt(() => this.client.request('conversation.delete', { conv }));
+    if (done && router.conv === conv) router.go(null, { replace: true });
+  }
+
+  // ---------------------------------------------------------------- messages
+
+  send(text: string, when: OutboxEntry['when']) {
+    const entry = { key: newKey(), conv: router.conv, text, when, ts: Date.now() };
+    addToOutbox(entry);
+    void this.#deliver(entry);
+  }
+
+  /** Take a message back that was not accepted yet. */
+  takeBack(pending: Pending) {
+    this.#aborts.get(pending.key)?.abort();
+  }
+
+  /** A pending message that its conversation shows by itself now. */
+  isArrived(pending: Pending): boolean {
+    return pending.msg !== undefined && (this.open?.messages.has(pending.msg) ?? false);
+  }
+
+  readonly #aborts = new Map<string, AbortController>();
+
+  async #deliver(entry: OutboxEntry) {
+    const abort = new AbortController();
+    this.#aborts.set(entry.key, abort);
+    this.pending = [...this.pending, entry];
+    const params: StartRun = { key: entry.key, when: entry.when, input: [{ kind: 'text', text: entry.text }] };
+    if (entry.conv !== null) params.conv = entry.conv;
+    try {
+      const answer = await this.client.startRun(params, { signal: abort.signal });
+      if (entry.conv === null && router.conv === null) {
+        composer.adopt(answer.conv);
+        router.go(answer.conv);
+      }
+      this.pending = this.pending.map((p) => (p.key === entry.key ? { ...p, conv: answer.conv, ...(answer.msg ? { msg: answer.msg } : {}) } : p));
+      if (!answer.msg) this.#forgetPending(entry.key);
+      else setTimeout(() => this.#forgetPending(entry.key), 3000);
+    } catch (error) {
+      this.#forgetPending(entry.key);
+      composer.putBack(entry.conv, entry.text);
+      if (!abort.signal.aborted) notices.error(error);
+    } finally {
+      dropFromOutbox(entry.key);
+      this.#aborts.delete(entry.key);
+    }
+  }
+
+  #forgetPending(key: string) {
+    this.pending = this.pending.filter((p) => p.key !== key);
+  }
+
+  // -------------------------------------------------------------------- runs
+
+  async stop() {
+    const run = this.open?.transcript.active?.id;
+    if (!run || this.stopping === run) return;
+    this.stopping = run;
+    try {
+      await this.client.cancelRun(run);
+    } catch (error) {
+      if (!isClosed(error)) notices.error(error);
+    } finally {
+      this.stopping = null;
+    }
+  }
+
+  async resume(run: string) {
+    await this.#attempt(() => this.client.resumeRun(run));
+  }
+
+  async unqueue(queued: Queued): Promise<boolean> {
+    return this.#attempt(() => this.client.cancelRun(queued.run));
+  }
+
+  async editQueued(queued: Queued) {
+    const conv = router.conv;
+    if (await this.unqueue(queued)) composer.putBack(conv, queued.text);
+  }
+
+  async sendNow(queued: Queued) {
+    if (await this.unqueue(queued)) this.send(queued.text, 'interrupt');
+  }
+
+  async answer(ask: string, choice: string, data?: unknown): Promise<boolean> {
+    try {
+      await this.client.answerAsk(ask, choice, data);
+      return true;
+    } catch (error) {
+      if (error instanceof RpcError && error.kind === 'ask.closed') notices.toast('This was answered already.');
+      else notices.error(error);
+      return false;
+    }
+  }
+
+  // ------------------------------------------------------------------- inside
+
+  async #attempt(work: () => Promise<unknown>): Promise<boolean> {
+    try {
+      await work();
+      return true;
+    } catch (error) {
+      notices.error(error);
+      return false;
+    }
+  }
+
+  #mirror<S extends object>(name: string, show: (state: S) => void) {
+    const handle = this.client.topic<S>(name);
+    const schedule = onFrame(() => {
+      // A copy of the outermost object tells runes of a change that was made in place.
+      if (handle.state) show({ ...handle.state });
+    });
+    handle.subscribe(schedule);
+  }
+
+  #onStatus(status: Status) {
+    this.status = status;
+    this.retryAt = this.client.retryAt;
+    if (status === 'open') {
+      this.#lostAt = null;
+      this.isDenied = false;
+      this.serverVersion = this.client.server?.version ?? '';
+      this.userName = this.client.user?.name ?? '';
+      this.userId = this.client.user?.id ?? '';
+    } else {
+      this.#lostAt ??= Date.now();
+    }
+  }
+
+  #listConversations(): ConversationEntry[] {
+    const { convs, runs, asks } = this.#inbox;
+    const running = new Set(Object.values(runs).filter((run) => run.status !== 'queued').map((run) => run.conv));
+    const waiting = new Set(Object.values(asks).map((ask) => ask.conv));
+    const entries = Object.entries(convs).map(([id, conv], place) => ({
+      id,
+      title: conv.title || 'New chat',
+      ts: Number(conv.updated_at ?? conv.updated ?? conv.ts ?? conv.created_at ?? 0),
+      isRunning: running.has(id),
+      isWaiting: waiting.has(id),
+      place,
+    }));
+    return entries.sort((a, b) => b.ts - a.ts || b.place - a.place);
+  }
+
+  #currentModel(): ModelInfo | null {
+    const run = this.open?.transcript.active;
+    const wanted =
+      run?.config.model ??
+      (run?.base as { model?: string } | undefined)?.model ??
+      this.open?.config.config.model ??
+      this.device.config.llm?.model;
+    if (typeof wanted === 'string') return this.models.find((m) => m.id === wanted) ?? { id: wanted };
+    return this.models.find((m) => m.default) ?? this.models[0] ?? null;
+  }
+}
+
+function listTools(hub: HubState): ToolInfo[] {
+  return Object.entries(hub.connectors).flatMap(([origin, connector]) =>
+    Object.entries((connector?.tools ?? {}) as Record<string, Partial<ToolInfo>>).map(([name, tool]) => ({
+      name,
+      description: tool?.description ?? '',
+      risk: tool?.risk ?? '',
+      origin: String(connector?.title ?? connector?.name ?? origin),
+    })),
+  );
+}
+
+function isClosed(error: unknown): boolean {
+  return error instanceof RpcError && error.kind === 'run.closed';
+}
+
+/** 128 random bits; also where the page is no secure context. */
+export function newKey(): string {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+export function isDemo(model: ModelInfo | null): boolean {
+  return model !== null && (model.demo === true || model.provider === 'demo' || model.id.startsWith('demo/'));
+}
+
+export function modelName(id: string, models: ModelInfo[]): string {
+  return models.find((m) => m.id === id)?.label ?? id.slice(id.indexOf('/') + 1);
+}
+
+export const hub = new Hub();

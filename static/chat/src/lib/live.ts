@@ -1,0 +1,79 @@
+/**
+ * The arithmetic of live settings: which scopes there are, what an edit becomes as a patch, what a conflict is about.
+ *
+ * Pure. A form holds *edits*, sparse, over the *effective* config that the hub told; `null` gives a value back to the
+ * layers below.
+ */
+
+export type Scope = 'run' | 'conv' | 'client';
+export type Edits = Record<string, unknown>;
+
+/** What the panel can change, in its order. */
+export const LABELS: Record<string, string> = {
+  model: 'Model',
+  temperature: 'Temperature',
+  max_tokens: 'Max. tokens',
+  rounds: 'Rounds',
+  system: 'System prompt',
+  tools: 'Tools',
+};
+
+/** A device keeps what is meant for its replies in the section `llm`. */
+export function toPatch(scope: Scope, edits: Edits): Edits {
+  return scope === 'client' ? { llm: edits } : edits;
+}
+
+export function sectionOf(scope: Scope, doc: Record<string, any> | undefined): Record<string, any> {
+  return (scope === 'client' ? doc?.llm : doc) ?? {};
+}
+
+/** Set a value in the edits; what the hub has already is no edit. */
+export function edit(edits: Edits, effective: Record<string, any>, name: string, value: unknown): Edits {
+  const { [name]: _, ...others } = edits;
+  return sameJson(value, effective[name] ?? null) ? others : { ...others, [name]: value };
+}
+
+/** Switch a tool. Off is told, on takes that back where it was told at this scope, else it is told too. */
+export function editTool(edits: Edits, config: Record<string, any>, effective: Record<string, any>, tool: string, isOn: boolean): Edits {
+  const { [tool]: _, ...others } = (edits.tools ?? {}) as Record<string, unknown>;
+  const was = effective.tools?.[tool] !== false;
+  const tools = was === isOn ? others : { ...others, [tool]: isOn ? (config.tools?.[tool] === false ? null : true) : false };
+  const { tools: __, ...rest } = edits;
+  return Object.keys(tools).length > 0 ? { ...rest, tools } : rest;
+}
+
+export function isToolOn(edits: Edits, effective: Record<string, any>, tool: string): boolean {
+  const edited = (edits.tools as Record<string, unknown> | undefined)?.[tool];
+  return edited === undefined ? effective.tools?.[tool] !== false : edited !== false;
+}
+
+/** Which of the edits stand against what somebody else set since: the names whose value is no longer what was seen. */
+export function conflicts(edits: Edits, seen: Record<string, any>, theirs: Record<string, any>): string[] {
+  return Object.keys(edits).filter((name) => !sameJson(seen[name] ?? null, theirs[name] ?? null) && !sameJson(edits[name], theirs[name] ?? null));
+}
+
+/** A patch in few words: `Temperature 0.2, System prompt changed`. */
+export function describePatch(patch: Record<string, any>): string {
+  const words = Object.entries(patch).map(([name, value]) => {
+    const label = LABELS[name] ?? name;
+    if (value === null) return `${label} reset`;
+    if (name === 'tools' && typeof value === 'object') {
+      return Object.entries(value as Record<string, unknown>).map(([tool, on]) => `${tool} ${on === false ? 'off' : 'on'}`).join(', ');
+    }
+    if (typeof value === 'number' || typeof value === 'boolean') return `${label} ${value}`;
+    if (typeof value === 'string' && value.length <= 40) return `${label} ${name === 'system' ? 'changed' : value}`;
+    return `${label} changed`;
+  });
+  return words.join(', ') || 'No change';
+}
+
+export function describeValue(value: unknown): string {
+  if (value === null || value === undefined) return 'the default';
+  if (typeof value === 'string') return value.length > 60 ? `“${value.slice(0, 60)}…”` : `“${value}”`;
+  if (typeof value === 'object') return describePatch(value as Record<string, any>);
+  return String(value);
+}
+
+export function sameJson(a: unknown, b: unknown): boolean {
+  return JSON.stringify(a) === JSON.stringify(b);
+}

@@ -1,0 +1,120 @@
+import { emptyConv, reduceConv, type ConvState } from '@sag/client';
+import { describe, expect, it } from 'vitest';
+import { touchedRuns, TranscriptBuilder, turnText, type Turn } from '../src/lib/transcript';
+
+const NO_MODELS = new Map<string, string>();
+
+function fold(...events: [string, unknown][]): ConvState {
+  const state = emptyConv('c1');
+  for (const [e, d] of events) reduceConv(state, e, d);
+  return state;
+}
+
+function open(run: string, status = 'running'): [string, unknown] {
+  return ['run.open', { run, kind: 'chat', by: 'u1', client: 'chat', config: {}, rev: 1, status, ts: 1, ...(status === 'running' ? { base: {} } : {}) }];
+}
+
+function said(msg: string, run: string, text: string): [string, unknown] {
+  return ['message.add', { msg, role: 'user', run, ts: 1, parts: [{ kind: 'text', text }] }];
+}
+
+function reply(msg: string, run: string, part: number, text: string, step = 1): [string, unknown][] {
+  return [
+    ['message.add', { msg, role: 'assistant', run, ts: 2, parts: [], step }],
+    ['part.open', { part, run, msg, kind: 'text', ts: 2 }],
+    ['delta', [part, text]],
+  ];
+}
+
+function close(run: string, status = 'done'): [string, unknown] {
+  return ['run.close', { run, status, usage: { input: 1, output: 2 }, ts: 9 }];
+}
+
+function build(state: ConvState) {
+  return new TranscriptBuilder().build(state, [], 'all', NO_MODELS);
+}
+
+const outline = (turns: Turn[]) => turns.map((turn) => `${turn.role}: ${turnText(turn)}`);
+
+describe('turns', () => {
+  it('join the steps of a run into one reply', () => {
+    const state = fold(open('r1'), said('m1', 'r1', 'Hi'), ...reply('m2', 'r1', 1, 'First.'), ...reply('m3', 'r1', 2, 'Second.', 2));
+    expect(outline(build(state).turns)).toEqual(['user: Hi', 'assistant: First.\n\nSecond.']);
+  });
+
+  it('stand in the order in which their runs began, though a queued message came in between', () => {
+    const state = fold(
+      open('r1'), said('m1', 'r1', 'One'), ...reply('m2', 'r1', 1, 'To one'),
+      open('r2', 'queued'), said('m3', 'r2', 'Two'),
+      ...reply('m4', 'r1', 2, 'more to one', 2), close('r1'),
+      ['run', { run: 'r2', patch: { status: 'running', base: {} } }], ...reply('m5', 'r2', 3, 'To two'),
+    );
+    expect(outline(build(state).turns)).toEqual(['user: One', 'assistant: To one\n\nmore to one', 'user: Two', 'assistant: To two']);
+  });
+
+  it('leave a queued message to the chips, and one that was taken out of the queue to nobody', () => {
+    const events: [string, unknown][] = [open('r1'), said('m1', 'r1', 'One'), open('r2', 'queued'), said('m2', 'r2', 'Two')];
+    const queued = build(fold(...events));
+    expect(queued.queued).toEqual([{ run: 'r2', text: 'Two', plain: true }]);
+    expect(outline(queued.turns)).toEqual(['user: One', 'assistant: ']);
+    const removed = build(fold(...events, close('r2', 'cancelled')));
+    expect(removed.queued).toEqual([]);
+    expect(outline(removed.turns)).toEqual(['user: One', 'assistant: ']);
+  });
+
+  it('put a steer where it was said', () => {
+    const state = fold(open('r1'), said('m1', 'r1', 'Go'), ...reply('m2', 'r1', 1, 'Going'), said('m3', 'r1', 'Left!'), ...reply('m4', 'r1', 2, 'Left it is', 2));
+    expect(outline(build(state).turns)).toEqual(['user: Go', 'assistant: Going', 'user: Left!', 'assistant: Left it is']);
+  });
+
+  it('show a run that failed before it said anything', () => {
+    const state = fold(open('r1'), said('m1', 'r1', 'Go'), ['run.close', { run: 'r1', status: 'failed', usage: { input: 0, output: 0 }, ts: 3, error: { kind: 'model.auth', message: 'No key', retry: false } }]);
+    const last = build(state).turns.at(-1)!;
+    expect([last.role, last.status, last.error?.message]).toEqual(['assistant', 'failed', 'No key']);
+  });
+
+  it('keep their objects while only another run changes', () => {
+    const builder = new TranscriptBuilder();
+    const state = fold(open('r1'), said('m1', 'r1', 'One'), ...reply('m2', 'r1', 1, 'To one'), close('r1'), open('r2'), said('m3', 'r2', 'Two'), ...reply('m4', 'r2', 2, 'To'));
+    const before = builder.build(state, [], 'all', NO_MODELS).turns;
+    reduceConv(state, 'delta', [2, ' two']);
+    const touched = touchedRuns(state, 'delta', [2, ' two']);
+    expect(touched).toEqual(['r2']);
+    const after = builder.build(state, [], new Set(touched), NO_MODELS).turns;
+    expect([after[0] === before[0], after[1] === before[1], after[3] === before[3]]).toEqual([true, true, false]);
+    expect(turnText(after[3]!)).toBe('To two');
+  });
+});
+
+describe('tool calls', () => {
+  const opened: [string, unknown] = ['tool.open', { call: 'k1', run: 'r1', name: 'count', origin: 'demo', args: { from: 3 }, risk: 'read', ts: 3, step: 1 }];
+
+  it('stand where the model wrote their arguments, first as being prepared', () => {
+    const events: [string, unknown][] = [
+      open('r1'), said('m1', 'r1', 'Go'), ...reply('m2', 'r1', 1, 'Let me count.'),
+      ['part.open', { part: 2, run: 'r1', msg: 'm2', kind: 'tool_args', call: 'k1', name: 'count', ts: 3 }], ['delta', [2, '{"from"']],
+    ];
+    const preparing = build(fold(...events)).turns[1]!.items[1]!;
+    expect(preparing).toMatchObject({ kind: 'tools', calls: [{ name: 'count', status: 'preparing', argsText: '{"from"' }] });
+    const running = build(fold(...events, opened)).turns[1]!.items[1]!;
+    expect(running).toMatchObject({ kind: 'tools', calls: [{ name: 'count', status: 'running', args: { from: 3 } }] });
+  });
+
+  it('are found by their step where no part announces them', () => {
+    const state = fold(open('r1'), said('m1', 'r1', 'Go'), ...reply('m2', 'r1', 1, 'Let me see.'), opened, ['tool.close', { call: 'k1', status: 'ok', ms: 5, result: 1 }], ...reply('m3', 'r1', 2, 'Done.', 2));
+    expect(build(state).turns[1]!.items.map((item) => item.kind)).toEqual(['text', 'tools', 'text']);
+  });
+
+  it('are grouped while nothing is said between them', () => {
+    const second: [string, unknown] = ['tool.open', { call: 'k2', run: 'r1', name: 'count', origin: 'demo', args: {}, risk: 'read', ts: 4, step: 1 }];
+    const state = fold(open('r1'), said('m1', 'r1', 'Go'), ['message.add', { msg: 'm2', role: 'assistant', run: 'r1', ts: 2, parts: [], step: 1 }], opened, second);
+    const { items } = build(state).turns[1]!;
+    expect(items).toHaveLength(1);
+    expect(items[0]).toMatchObject({ kind: 'tools', calls: [{ call: 'k1' }, { call: 'k2' }] });
+  });
+
+  it('wait for the person while they are asked about', () => {
+    const state = fold(open('r1'), said('m1', 'r1', 'Go'), opened, ['ask.open', { ask: 'a1', run: 'r1', call: 'k1', kind: 'approval', title: '?', options: ['deny'], expires_at: 9, on_expiry: 'deny', ts: 3 }]);
+    expect(build(state).turns[1]!.items[0]).toMatchObject({ calls: [{ status: 'asking' }] });
+  });
+});

@@ -1,0 +1,189 @@
+/**
+ * The shapes of the built-in topics' snapshots (protocol sections 3 to 6), as JSON.
+ *
+ * Types only. Members that a newer server adds arrive too and are kept; the open-ended shapes say so with an index
+ * signature. `reduce` folds events into these shapes, `topic` holds them for the application.
+ */
+
+export type Role = 'user' | 'assistant' | 'system' | (string & {});
+export type PartKind = 'text' | 'reasoning' | 'tool_args' | 'tool_output' | 'image' | 'file' | (string & {});
+export type RunStatus =
+  | 'queued' | 'running' | 'waiting' | 'paused'
+  | 'done' | 'cancelled' | 'failed' | 'limit' | 'interrupted' | (string & {});
+export type ToolStatus =
+  | 'running' | 'ok' | 'error' | 'denied' | 'invalid' | 'timeout' | 'cancelled' | 'lost' | (string & {});
+
+/** A sparse config document: only what was set at its scope. */
+export type ConfigDoc = Record<string, any>;
+
+/** Tokens, and US dollars in `cost_usd`. */
+export interface Usage {
+  input: number;
+  output: number;
+  reasoning?: number;
+  cached?: number;
+  cost_usd?: number;
+  [member: string]: number | undefined;
+}
+
+/** One part of a message. A user's input parts have no `part` number. */
+export interface Part {
+  part?: number;
+  kind: PartKind;
+  text?: string;
+  open: boolean;
+  /** The part was cut: an interrupted or cancelled step. */
+  partial?: boolean;
+  /** The tool call that a `tool_args` or `tool_output` part belongs to. */
+  call?: string;
+  agent?: string | null;
+  ts?: number;
+  /** Uploaded content of kind `image` and `file`. */
+  ref?: string;
+  mime?: string;
+  name?: string;
+  [member: string]: unknown;
+}
+
+export interface Message {
+  msg: string;
+  role: Role;
+  run?: string;
+  agent?: string | null;
+  by?: string | null;
+  /** The message that this one answers, where the conversation branches. */
+  parent?: string | null;
+  ts?: number;
+  parts: Part[];
+  [member: string]: unknown;
+}
+
+export interface RunFault {
+  kind: string;
+  message: string;
+  retry: boolean;
+}
+
+/** Which revision of its config a run works with, and since which step. */
+export interface AppliedConfig {
+  rev: number;
+  step: number;
+}
+
+export interface RunState {
+  kind: string;
+  by?: string | null;
+  client?: string | null;
+  status: RunStatus;
+  /** The newest step; 0 before the first. */
+  step: number;
+  /** The step that is open, if one is. */
+  open_step?: number;
+  /** Agents that act or acted in the run. */
+  agents?: Record<string, 'open' | 'closed'>;
+  rev: number;
+  config: ConfigDoc;
+  usage: Usage;
+  ts?: number;
+  /** What the run's kind keeps here: a plan, for instance. */
+  data?: any;
+  after_ms?: number;
+  error?: RunFault;
+  applied?: AppliedConfig;
+  [member: string]: unknown;
+}
+
+export interface ToolProgress {
+  done: number;
+  total?: number;
+  text?: string;
+  [member: string]: unknown;
+}
+
+export interface ToolState {
+  run: string;
+  name: string;
+  origin: string;
+  args: any;
+  risk?: string;
+  status: ToolStatus;
+  ts?: number;
+  progress?: ToolProgress;
+  ms?: number;
+  result?: any;
+  error?: any;
+  ref?: string;
+  [member: string]: unknown;
+}
+
+/** An open ask; closed ones are gone from the state. */
+export interface AskState {
+  run: string;
+  call?: string;
+  kind: 'approval' | 'form' | 'url' | 'choice' | (string & {});
+  title?: string;
+  subject?: any;
+  options?: string[];
+  schema?: any;
+  expires_at?: number | null;
+  on_expiry?: string | null;
+  ts?: number;
+  [member: string]: unknown;
+}
+
+export interface ConvProperties {
+  id: string;
+  title?: string;
+  config: ConfigDoc;
+  rev: number;
+  [member: string]: unknown;
+}
+
+/** The snapshot of `conv:<id>`. */
+export interface ConvState {
+  conv: ConvProperties;
+  messages: Message[];
+  runs: Record<string, RunState>;
+  tools: Record<string, ToolState>;
+  asks: Record<string, AskState>;
+  /** The oldest message included, where older ones are left to `message.list`. */
+  before?: string;
+}
+
+export interface InboxConv {
+  title?: string;
+  [member: string]: any;
+}
+export interface InboxRun {
+  conv: string;
+  kind: string;
+  status: RunStatus;
+  [member: string]: any;
+}
+export interface InboxAsk {
+  conv: string;
+  [member: string]: any;
+}
+
+/** The snapshot of `user:me`: open runs and asks, and all conversations. */
+export interface UserState {
+  convs: Record<string, InboxConv>;
+  runs: Record<string, InboxRun>;
+  asks: Record<string, InboxAsk>;
+}
+
+/** The snapshot of `client:<id>`. */
+export interface ClientState {
+  config: ConfigDoc;
+  rev: number;
+  presets: Record<string, any>;
+  ui: Record<string, any>;
+  [member: string]: any;
+}
+
+/** The snapshot of `hub`. */
+export interface HubState {
+  plugins: Record<string, any>;
+  connectors: Record<string, any>;
+  models: Record<string, any>;
+}
