@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import queue
+import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -121,6 +122,10 @@ class App:
             )
         handlers: Any = {404: _not_found, 405: _not_allowed}
         return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+    def server(self, ready: Callable[[], None], *, signals: bool = True) -> Server:
+        """The server of this hub."""
+        return Server(uvicorn_config(self.asgi(), self.settings.hub), ready, self.drain, signals=signals)
 
     # starting and stopping
 
@@ -292,7 +297,10 @@ class PluginServices(Services):
         tx = topics.begin()
         off = tx.append(found, event)
         for key, value in keep.items():
-            self._app.kv.write(tx, space, key, value)
+            if value is None:
+                self._app.kv.drop(tx, space, key)
+            else:
+                self._app.kv.write(tx, space, key, value)
         await tx.submit()
         return off
 
@@ -387,13 +395,11 @@ def _runner() -> Callable[[Any], int]:
     return uvloop.run
 
 
-async def _serve(app: App, sock: Any, ready: Callable[[str], None]) -> int:
+async def _serve(app: App, sock: socket.socket, ready: Callable[[str], None]) -> int:
     try:
         app.refuse_open_door(len(await app.tokens.list()))
         await app.start()
-        config = uvicorn_config(app.asgi(), app.settings.hub)
-        server = Server(config, lambda: ready(app.url), app.drain)
-        await server.serve(sockets=[sock])
+        await app.server(lambda: ready(app.url)).serve(sockets=[sock])
     finally:
         await app.stop()
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from msgspec import Meta, Struct
 
@@ -82,7 +83,8 @@ class Notes:
             raise ToolError(f"There are {MAX_NOTES} notes already; delete some first.")
         taken = {note.id for note in notes}
         id = next(id for id in iter(lambda: secrets.token_hex(2), None) if id not in taken)
-        note = Note(id, text, time.time_ns() // 1_000_000)
+        # Notes of one millisecond, or from before the clock was set back, keep their order.
+        note = Note(id, text, max(time.time_ns() // 1_000_000, notes[-1].ts + 1 if notes else 0))
         value = {"text": text, "ts": note.ts}
         await self._topic.publish(ctx.user.id, NoteAdd(id, text, note.ts), keep={_key(ctx.user, id): value})
         return {"id": id, "text": text}
@@ -118,7 +120,7 @@ class Notes:
 
 
 def _key(user: User, id: str) -> str:
-    return f"{user.id}/{id}"
+    return f"{quote(user.id, safe='@')}/{id}"  # a user's id may come from elsewhere and hold a slash
 
 
 def _iso(ts: int) -> str:

@@ -8,11 +8,11 @@ from msgspec import Meta, Struct
 
 from sag.engine.engine import Engine
 from sag.errors import Fault
-from sag.hub.subscription import window
 from sag.ops.dispatch import Call
 from sag.ops.operation import Change, Params, operation
 from sag.topics.journal import Journal
 from sag.topics.merge import encode
+from sag.topics.snapshot import window
 
 Json = dict[str, Any]
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Coroutine
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -64,13 +65,13 @@ from sag.schema.ids import new_id, now_ms
 from sag.settings import Settings
 from sag.store.kv import KeyValue
 from sag.store.projections import forget
+from sag.topics.snapshot import OPEN
 from sag.topics.topic import Topic, Topics, Transaction
 
 log = logging.getLogger("sag.engine")
 Json = dict[str, Any]
 
 TITLE = 60
-OPEN = frozenset({"queued", "running", "waiting", "paused"})
 CLIENT_ID = r"^[A-Za-z0-9._-]{1,64}$"
 
 
@@ -112,6 +113,10 @@ class Conversation:
         self.id, self.topic, self.inbox = id, topic, inbox
         self.active: Run | None = None
         self.queue: deque[Run] = deque()
+
+    def may_begin(self, run: Run) -> bool:
+        """Whether it is a waiting run's turn."""
+        return self.active is None and bool(self.queue) and self.queue[0] is run and not run.closed
 
 
 class Engine:
@@ -222,6 +227,7 @@ class Engine:
             kind = self.kind(p.kind or self._last_kind(topic))
             base = layered(fitting(below, kind.config), fitting(topic.state["conv"]["config"], kind.config))
             patched({}, p.config, kind.config, base)
+            self._check_model(p.config)
             if p.when == "queue" and len(home.queue) >= self._queue_limit:
                 raise Fault("run.queue", f"{len(home.queue)} runs wait in this conversation already.")
         except Fault:
@@ -259,6 +265,7 @@ class Engine:
             tx.after(lambda: self._launch(run))
         else:
             home.queue.append(run)
+        tx.undo(partial(self._withdraw, run))
         at = at if first is None else first
         return RunStarted(home.id, run.id, "running" if begins else "queued", {topic.name: at}, msg)
 
@@ -281,6 +288,11 @@ class Engine:
     @staticmethod
     def _next_turn(topic: Topic) -> int:
         return 1 + max((run.get("begun", 0) for run in topic.state["runs"].values()), default=0)
+
+    def _withdraw(self, run: Run) -> None:
+        """A run could not be kept: it never was."""
+        run.closed = True
+        self._next(run.home, run)
 
     def _launch(self, run: Run) -> None:
         if run.closed or run.task is not None:
@@ -318,8 +330,9 @@ class Engine:
         for delay_s in (0.1, 0.3, *[1.0] * 86_400):
             try:
                 tx = self.topics.begin()
-                self._close(tx, run, status, error)
+                self._closing_events(tx, run.home, run.id, status, error)
                 await tx.submit()
+                self._next(run.home, run)
                 return
             except Fault as e:
                 log.warning("run %s cannot be closed yet: %s", run.id, e.kind)
@@ -335,6 +348,12 @@ class Engine:
         if run.task is not None and run.task is not asyncio.current_task():
             run.task.cancel()
         tx.after(lambda: self._next(home, run))
+        tx.undo(lambda: self._spawn(self._finish(run, status, error)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _closing_events(
         self, tx: Transaction, home: Conversation, run: str, status: RunEnd, error: RunError | None = None
@@ -375,18 +394,14 @@ class Engine:
         if home.active is ended:
             home.active = None
         if home.active is None and home.queue:
-            task = asyncio.ensure_future(self._begin_next(home))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._begin_next(home))
         else:
             self._release(home)
 
     async def _begin_next(self, home: Conversation) -> None:
-        if not home.queue or home.active is not None:
-            return
         run = home.queue[0]
         below = await self._client_llm(run.user, run.client)
-        if home.active is not None or not home.queue or home.queue[0] is not run or run.closed:
+        if not home.may_begin(run):
             return
         home.active = home.queue.popleft()
         topic = home.topic
@@ -404,10 +419,8 @@ class Engine:
 
     def _find(self, topic: Topic, run: str) -> Run | None:
         home = self._homes.get((topic.owner, topic.name[5:]))
-        for candidate in [home.active, *home.queue] if home else []:
-            if candidate is not None and candidate.id == run and not candidate.closed:
-                return candidate
-        return None
+        candidates = [home.active, *home.queue] if home else []
+        return next((c for c in candidates if c is not None and c.id == run and not c.closed), None)
 
     async def _closed(self, topic: Topic, run: str) -> Fault:
         await topic.settled()
@@ -457,6 +470,7 @@ class Engine:
         at = tx.append(topic, RunPatch(run_id, patch))
         tx.append(home.inbox, InboxRunOpen(run_id, home.id, kind.name, "running"))
         tx.after(lambda: self._launch(run))
+        tx.undo(partial(self._withdraw, run))
         return RunStarted(home.id, run_id, "running", {topic.name: at})
 
     async def delete(self, call: Call, conv: str) -> int:
@@ -468,15 +482,10 @@ class Engine:
         topic = await self.topic(call.me, conv)
         home = await self._home(call.me, topic)
         tx: Transaction = call.tx
-        runs = [home.active, *home.queue]
-        home.active = None
-        home.queue.clear()
-        for run in runs:
+        for run in [home.active, *home.queue]:
             if run is not None:
-                self._closing_events(tx, home, run.id, "cancelled")
-                run.closed = True
-                if run.task is not None:
-                    run.task.cancel()
+                self._close(tx, run, "cancelled")
+        home.queue.clear()
         at = tx.append(home.inbox, InboxConvDrop(conv))
         tx.put(*forget(conv))
         self.topics.delete(tx, topic)
@@ -667,6 +676,7 @@ class Engine:
         try:
             compare(rev, current, self._named(layered(*below, document), what))
             fresh = patched(document, patch, struct, *below)
+            self._check_model(patch)
         except Fault:
             await topic.settled()
             raise
@@ -679,6 +689,19 @@ class Engine:
             tx.after(run.restart_step)
         effective = self._named(layered(*below, fresh), what)
         return Patched(current + 1, effective, applies, {topic.name: at})
+
+    def _check_model(self, patch: Json) -> None:
+        """A model that nobody serves is refused where it is set rather than when a step wants it.
+
+        Raises:
+            Fault: config.invalid.
+        """
+        for path, document in (("$", patch), ("$.llm", patch.get("llm"))):
+            if isinstance(document, dict) and isinstance(name := document.get("model"), str):
+                try:
+                    self.models.resolve(name)
+                except Fault as e:
+                    raise Fault("config.invalid", e.message, path=f"{path}.model") from None
 
     async def patch_as(self, user: User, client: str, scope: str, patch: Json) -> Json:
         """Patch for a plugin or a tool, by the same way as clients do; gives the effective config."""

@@ -42,7 +42,8 @@ def build(state: Json, run: str, system: str | None, legal: Callable[[str], str]
             out.append(Message("user", _input_text(message["parts"])))
         else:
             cut = any(p.get("partial") or p["open"] for p in message["parts"])
-            if not cut or last_of_run[message.get("run")] == message["msg"]:
+            of = message.get("run")
+            if not cut or (of != run and last_of_run[of] == message["msg"]):
                 out += _assistant(message, tools, legal, cut)
     return out
 

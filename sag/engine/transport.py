@@ -8,11 +8,12 @@ per chunk: one watchdog per round looks now and then at the moment since which t
 from __future__ import annotations
 
 import asyncio
+import io
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
@@ -30,15 +31,16 @@ from sag.hooks.provider import (
     StreamProvider,
     Text,
 )
-from sag.outbound import Outbound, read_body
+from sag.outbound import Outbound
 from sag.settings import crash_at
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 ERROR_BODY = 64 << 10  # bytes of an error's body that a provider gets to see
 ERROR_BODY_S = 5.0
 BODY = 64 << 20  # bytes of one streamed answer
+WHOLE = 1 << 20  # bytes of a request that are written in one go
 LINGER_S = 2.0  # how long usage and the end of the body may come after the model said that it is finished
 CLOSE_S = 5.0  # how long a StreamProvider's generator may take to close
 
@@ -91,8 +93,9 @@ class Transport:
                 the provider makes of a status that is not 2xx.
         """
         deadlines = deadlines or Deadlines()
-        if isinstance(provider, HttpProvider):
-            return _HttpRound(provider, request, deadlines, self._outbound, self._body)
+        # `isinstance` with a protocol costs as much as opening a connection.
+        if hasattr(provider, "prepare"):
+            return _HttpRound(cast(HttpProvider, provider), request, deadlines, self._outbound, self._body)
         return _StreamRound(provider, request, deadlines)
 
 
@@ -272,26 +275,26 @@ class _HttpRound(_Round):
         self._http = provider
         self._outbound = outbound
         self._left = body
-        self._response: httpx.Response | None = None
+        self._response: aiohttp.ClientResponse | None = None
         self._body_ended = False
         self._decoding = False
 
     async def _begin(self) -> None:
-        import httpx
+        import aiohttp
 
-        what = self._http.prepare(self._request)
-        limits = self._deadlines
-        client = self._outbound.client(trusted=True, stream=True)
-        request = client.build_request(
-            what.method,
-            what.url,
-            content=what.body,
-            headers=what.headers,
-            timeout=httpx.Timeout(None, connect=limits.connect_s, pool=limits.connect_s),
+        request = self._http.prepare(self._request)
+        connect_s = self._deadlines.connect_s
+        self._response = response = await self._outbound.session().request(
+            request.method,
+            request.url,
+            # aiohttp writes large bytes in one go, and warns of it; a file it writes in pieces.
+            data=request.body if len(request.body) < WHOLE else io.BytesIO(request.body),
+            headers=request.headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
         )
-        self._response = response = await client.send(request, stream=True)
         crash_at("provider_sent")
-        status = response.status_code
+        status = response.status
         if 300 <= status < 400:
             text = f"The model's server redirects elsewhere ({status}); check its address."
             raise ProviderError("provider.protocol", text, retry=False)
@@ -299,33 +302,36 @@ class _HttpRound(_Round):
             raise self._http.error(status, response.headers, await self._read_error(response))
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise ProviderError("provider.protocol", "The model's server sends compressed data unasked.")
-        await self._check_type(response, request.headers.get("accept", ""))
+        await self._check_type(response, request.headers)
         self._decoder: Decoder = self._http.decoder()
         self._feed = self._decoder.feed
-        self._next: Callable[[], Awaitable[bytes]] = response.extensions["read"]
+        self._next = response.content.readany
 
-    async def _check_type(self, response: httpx.Response, accept: str) -> None:
-        """Refuse another media type than the provider asked for; none given is taken as the right one."""
+    async def _check_type(self, response: aiohttp.ClientResponse, asked: Mapping[str, str]) -> None:
+        """Refuse another media type than the provider's Accept; none given is taken as the right one."""
+        accept = next((value.lower() for name, value in asked.items() if name.lower() == "accept"), "")
         media = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not media or not accept or "*" in accept or media in accept.lower():
+        if not media or not accept or "*" in accept or media in accept:
             return
         if media.endswith("json"):
             body = await self._read_error(response)
             if b'"error"' in body:
-                raise self._http.error(response.status_code, response.headers, body)
+                raise self._http.error(response.status, response.headers, body)
         raise ProviderError("provider.protocol", f"The model's server answers with {media} and not with {accept}.")
 
-    async def _read_error(self, response: httpx.Response) -> bytes:
-        """As much of an error's body as comes; that it is cut or broken does not hide the error."""
-        import httpx
+    async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
+        """As much of an error's body as comes; that it is cut, slow or broken does not hide the error."""
+        import aiohttp
 
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
-            return b""
-        try:
-            async with asyncio.timeout(ERROR_BODY_S):
-                return await read_body(response, ERROR_BODY, cut=True)
-        except (httpx.HTTPError, TimeoutError):
-            return b""
+        body = bytearray()
+        if response.headers.get("content-encoding", "identity").lower() == "identity":
+            try:
+                async with asyncio.timeout(ERROR_BODY_S):
+                    while len(body) < ERROR_BODY and (data := await response.content.readany()):
+                        body += data
+            except (aiohttp.ClientError, OSError):
+                pass
+        return bytes(body[:ERROR_BODY])
 
     async def _read(self) -> Sequence[Chunk]:
         if self._answering:
@@ -364,11 +370,14 @@ class _HttpRound(_Round):
         return _name_failure(e, begun=self._response is not None)
 
     async def _close(self) -> None:
-        if self._response is not None:
-            try:
-                await self._response.aclose()
-            except Exception:
-                pass  # a connection that is broken is closed too
+        response = self._response
+        if response is None:
+            return
+        # Where the body was read to its end, the connection went back to the pool and is no longer the response's.
+        connection = response.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
+        response.close()
 
 
 class _StreamRound(_Round):
@@ -424,38 +433,27 @@ def _to_unicode(text: str) -> str:
 
 
 def _name_failure(e: Exception, *, begun: bool) -> ProviderError:
-    """The kind of an exception of httpx or aiohttp; `begun` means that the head of the answer had arrived."""
+    """The kind of an exception of aiohttp; `begun` means that the head of the answer had arrived."""
     import aiohttp
-    import httpx
     from aiohttp import http_exceptions
 
-    seen: list[BaseException] = []
-    cause: BaseException | None = e
-    while cause is not None and len(seen) < 8:
-        seen.append(cause)
-        cause = cause.__cause__
-
-    def is_any(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(one, kinds) for one in seen)
-
-    if is_any(httpx.UnsupportedProtocol, httpx.InvalidURL, aiohttp.InvalidURL):
+    if isinstance(e, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return ProviderError("provider.unreachable", "The model's server has no usable address.", retry=False)
-    if is_any(aiohttp.ClientConnectorCertificateError):
+    if isinstance(e, aiohttp.ClientConnectorCertificateError):
         return ProviderError("provider.unreachable", "The certificate of the model's server is not trusted.")
-    if is_any(aiohttp.ClientConnectorDNSError):
+    if isinstance(e, aiohttp.ClientConnectorDNSError):
         return ProviderError("provider.unreachable", "The name of the model's server cannot be resolved.")
-    if is_any(aiohttp.ServerTimeoutError, httpx.PoolTimeout):
+    if isinstance(e, aiohttp.ServerTimeoutError):
         return ProviderError("provider.unreachable", "The model's server did not accept the connection in time.")
-    if is_any(aiohttp.ClientConnectorError):
+    if isinstance(e, aiohttp.ClientConnectorError):
         return ProviderError("provider.unreachable", "The model's server cannot be reached.")
-    cut = any(
-        isinstance(one, http_exceptions.ContentLengthError | http_exceptions.TransferEncodingError)
-        and "enough data" in str(one)
-        for one in seen
-    )
-    if not cut and is_any(aiohttp.ClientResponseError, http_exceptions.HttpProcessingError):
+    # aiohttp reports a body that is cut as a fault of its framing.
+    broken = (http_exceptions.ContentLengthError, http_exceptions.TransferEncodingError)
+    cut = isinstance(e.__cause__, broken) and "enough data" in str(e.__cause__)
+    garbled = isinstance(e, aiohttp.ClientResponseError) or isinstance(e.__cause__, http_exceptions.HttpProcessingError)
+    if garbled and not cut:
         return ProviderError("provider.protocol", "The model's server does not answer in HTTP.")
-    if is_any(aiohttp.ClientError, httpx.HTTPError, OSError):
+    if isinstance(e, aiohttp.ClientError | OSError):
         where = "in the middle of its answer" if begun else "before it answered"
         return ProviderError("provider.disconnected", f"The model's server closed the connection {where}.")
     return ProviderError("provider.protocol", "The model's answer cannot be used.")

@@ -246,7 +246,7 @@ class Connection:
             if activate is not None:
                 self._drop(activate)
             activate = None
-            fault, body = error_body(e, method)
+            _, body = error_body(e, method)
             text = frames.failure(id, body)
         self._tasks.pop(id, None)
         self.machine.answered(id)
@@ -323,8 +323,11 @@ class Connection:
             return
         except Exception as e:
             fault, body = error_body(e, "hello")
-            self.machine.close()
             self.send(frames.failure(id, body))
+            if fault.kind == "rpc.params":
+                self.machine.try_again()
+                return
+            self.machine.close()
             why = {401: closing.NOT_AUTHENTICATED, 429: closing.LIMIT, 503: closing.RESTART}.get(fault.code)
             self.end(why or (closing.BAD_VERSION if fault.kind == "hello.version" else closing.BAD_FRAME))
             return
@@ -604,7 +607,7 @@ class Connection:
         if self._greeting is not None:
             self._greeting.cancel()
         self._outbox.clear()
-        if self.session is not None and self.session.outlet is self:
+        if self.session is not None and self.session.outlet in (None, self):
             self.hub.sessions.cut(self.session)
         self.hub.left(self)
 

@@ -52,6 +52,7 @@ class Hub:
         self.sessions = Sessions(settings.keep_ms)
         self.connections: set[Connection] = set()
         self.calls: Counter[str] = Counter()
+        self._joined: set[Connection] = set()
         self._users: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -92,6 +93,7 @@ class Hub:
         if self._users[connection.user.id] >= self.limits.connections_per_user:
             connection.user = None
             raise Fault("connection.limit", "Too many connections of this user.", after_ms=5000)
+        self._joined.add(connection)
         self._users[connection.user.id] += 1
 
     def left(self, connection: Connection) -> None:
@@ -100,7 +102,8 @@ class Hub:
             return
         self.connections.discard(connection)
         _less(self._addresses, connection.address)
-        if connection.user is not None:
+        if connection in self._joined and connection.user is not None:
+            self._joined.discard(connection)
             _less(self._users, connection.user.id)
 
     def end_access(self, token: str) -> None:

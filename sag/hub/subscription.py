@@ -14,6 +14,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from sag.errors import Fault
 from sag.ops.dispatch import User
 from sag.topics.merge import Entry, encode
+from sag.topics.snapshot import snapshot
 from sag.topics.topic import Batch, Topic, Topics
 
 READ_BYTES = 64 << 10
@@ -54,10 +55,9 @@ async def resolve(topics: Topics, user: User, name: str) -> Topic:
     if family == "client" and 0 < len(id) <= 64 and all(c.isalnum() or c in "._-" for c in id):
         return await topics.get(user.id, name)
     if family in topics.families and id and family not in ("user", "client", "hub"):
-        found = await topics.find(user.id, name)
-        if found is None and family != "conv":
-            found = await topics.find("", name)
-        if found is not None:
+        if family != "conv":  # a plugin's: everybody's if there is such a one, else the user's own
+            return await topics.find("", name) or await topics.get(user.id, name)
+        if (found := await topics.find(user.id, name)) is not None:
             return found
     raise Fault("topic.unknown", f"There is no topic {name[:80]!r}.")
 
@@ -88,53 +88,6 @@ async def place(topics: Topics, topic: Topic, at: Position, limit: int) -> Subsc
     if at.from_ is None and at.off is not None:
         answer.lost = {"gen": at.gen or topic.gen, "from": at.off}
     return answer
-
-
-def snapshot(topic: Topic, limit: int) -> bytes:
-    """The state as JSON; of a conversation that is too long the newest messages and what belongs to them.
-
-    Raises:
-        Fault: topic.later.
-    """
-    text = encode(topic.state)
-    if len(text) <= limit:
-        return text
-    if topic.name.startswith("conv:"):
-        return _newest(topic.state, limit)
-    raise Fault("topic.later")
-
-
-def _newest(state: Json, limit: int) -> bytes:
-    messages = state["messages"]
-    low, high = 0, len(messages)
-    text = b""
-    while low < high:  # the fewest messages that have to go, by halving
-        mid = (low + high) // 2
-        candidate = encode(window(state, messages[mid:], mid > 0))
-        if len(candidate) <= limit:
-            high, text = mid, candidate
-        else:
-            low = mid + 1
-    if low == len(messages) or not text:
-        raise Fault("topic.later")
-    return text
-
-
-def window(state: Json, messages: list[Json], more: bool) -> Json:
-    """A snapshot with some messages: of runs and tools those that they name and those that are open."""
-    named = {m.get("run") for m in messages}
-    called = {p.get("call") for m in messages for p in m["parts"]}
-    open_runs = ("queued", "running", "waiting", "paused")
-    out = {
-        "conv": state["conv"],
-        "messages": messages,
-        "runs": {id: r for id, r in state["runs"].items() if id in named or r["status"] in open_runs},
-        "tools": {id: t for id, t in state["tools"].items() if id in called or t["status"] == "running"},
-        "asks": state["asks"],
-    }
-    if more and messages:
-        out["before"] = messages[0]["msg"]
-    return out
 
 
 async def read_on(topics: Topics, topic: Topic, after: int) -> list[Entry]:

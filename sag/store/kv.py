@@ -33,8 +33,13 @@ class KeyValue:
 
     async def delete(self, space: str, key: str) -> None:
         tx = self._topics.begin()
-        tx.put(Drop("kv", {"space": space, "key": key}))
+        self.drop(tx, space, key)
         await tx.submit()
+
+    @staticmethod
+    def drop(tx: Any, space: str, key: str) -> None:
+        """Delete a key with a transaction."""
+        tx.put(Drop("kv", {"space": space, "key": key}))
 
     async def list(self, space: str, prefix: str = "") -> dict[str, Any]:
         rows = await self._journal.rows("kv", {"space": space}, order="key", limit=100_000)

@@ -116,6 +116,7 @@ class SqliteJournal:
             os.close(self._lock)
             raise StartError(f"{self.path}: {e}; restore it from a backup or move it away to start anew", 74) from None
         self._heads: dict[int, int] = {}
+        self._broken: dict[int, Fault] = {}  # why the last write to a topic failed, for those that follow it
         self._next_topic = (self._write.execute("SELECT max(id) FROM topic").fetchone()[0] or 0) + 1
         self._sql: dict[tuple[Any, ...], str] = {}
         self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
@@ -201,7 +202,7 @@ class SqliteJournal:
                 self._commit(units)
                 done = [(u, None) for u in units]
             except (sqlite3.Error, Fault) as e:
-                done = [(u, self._retry(u)) for u in units] if len(units) > 1 else [(units[0], _fault(e))]
+                done = [(u, self._retry(u)) for u in units] if len(units) > 1 else [(units[0], self._note(units[0], e))]
             loop = self._loop
             if loop is not None and not loop.is_closed():
                 loop.call_soon_threadsafe(_tell, done)
@@ -211,8 +212,14 @@ class SqliteJournal:
         try:
             self._commit([unit])
         except (sqlite3.Error, Fault) as e:
-            return _fault(e)
+            return self._note(unit, e)
         return None
+
+    def _note(self, unit: Unit, e: Exception) -> Fault:
+        fault = _fault(e)
+        for tid, _ in unit.events:
+            self._broken[tid] = fault
+        return fault
 
     def _commit(self, units: list[Unit]) -> None:
         heads: dict[int, int] = {}
@@ -221,24 +228,35 @@ class SqliteJournal:
         db.execute("BEGIN IMMEDIATE")
         try:
             for unit in units:
-                for write in unit.writes:
-                    self._apply(write)
                 for tid, e in unit.events:
                     if e.off != self._head(tid, heads) + 1:
-                        raise Fault("store.unavailable", "An earlier event of the topic was not kept.")
+                        why = self._broken.get(tid)
+                        raise why or Fault("store.unavailable", "An earlier event of the topic was not kept.")
                     heads[tid] = e.off
                     rows.append((tid, e.off, e.name, e.key, e.ts, e.body))
+                for write in unit.writes:
+                    if isinstance(write, Drop) and write.table == "event":  # what it deletes has to be there
+                        self._insert(rows)
+                        if not write.upto:
+                            heads.pop(write.where["topic"], None)
+                    self._apply(write)
                 if unit.crash:
                     crash_at(unit.crash)
-            if rows:
-                db.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", rows)
-                crash_at("append_before_commit")
+            self._insert(rows)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
         self._heads |= heads
+        for tid in heads:
+            self._broken.pop(tid, None)
+
+    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            self._write.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", rows)
+            rows.clear()
+            crash_at("append_before_commit")
 
     def _head(self, tid: int, fresh: dict[int, int]) -> int:
         head = fresh.get(tid, self._heads.get(tid))

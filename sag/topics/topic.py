@@ -188,6 +188,7 @@ class Transaction:
         self._topics = topics
         self._unit = Unit()
         self._after: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], None]] = []
         self._touched: dict[Topic, int] = {}
         self.submitted = False
 
@@ -246,6 +247,10 @@ class Transaction:
         """Call when the commit is done; not called when it fails."""
         self._after.append(call)
 
+    def undo(self, call: Callable[[], None]) -> None:
+        """Call when the commit fails, before its topics are read again."""
+        self._undo.append(call)
+
     def submit(self, crash: str | None = None) -> asyncio.Future[None]:
         """Hand everything to the journal.
 
@@ -267,6 +272,8 @@ class Transaction:
         if fault is not None:
             for topic in self._touched:
                 self._topics.lose(topic, fault)
+            for call in self._undo:
+                call()
             return
         crash_at("commit_before_send")
         for call in self._after:
@@ -302,6 +309,8 @@ class Topics:
 
     async def find(self, owner: str, name: str) -> Topic | None:
         """A user's topic, or None. A thing of another user is not found by construction: the owner is in its key."""
+        if name.partition(":")[0] not in self.families:
+            return None  # of a plugin that is not there
         key = (owner, name)
         topic = self._loaded.get(key)
         if topic is not None:
@@ -501,14 +510,20 @@ class Topics:
         for table in ("event", "snapshot"):
             tx.put(Drop(table, {"topic": topic.tid}))
         tx.put(Drop("topic", {"id": topic.tid}))
-        self._loaded.pop((topic.owner, topic.name), None)
+        topic.lost = Fault("topic.unknown", "The topic was deleted.")
 
         def tell() -> None:
+            self._loaded.pop((topic.owner, topic.name), None)
             for reader in list(topic.readers):
                 reader.ended(topic, "deleted")
             topic.readers.clear()
 
+        def undo() -> None:
+            topic.lost = None
+            self.lose(topic, Fault("store.unavailable"))
+
         tx.after(tell)
+        tx.undo(undo)
 
     async def close(self) -> None:
         """Flush deltas, keep the states of what changed much, and close the journal."""

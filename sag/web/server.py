@@ -196,12 +196,19 @@ class Server(uvicorn.Server):
         config: uvicorn's configuration.
         ready: Called when the hub serves.
         drain: Awaited when a signal came, before sockets are closed.
+        signals: Whether SIGINT and SIGTERM end it; a hub inside a test is ended by `should_exit`.
     """
 
     def __init__(
-        self, config: uvicorn.Config, ready: Callable[[], None], drain: Callable[[asyncio.Event], Awaitable[None]]
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], None],
+        drain: Callable[[asyncio.Event], Awaitable[None]],
+        *,
+        signals: bool = True,
     ) -> None:
         super().__init__(config)
+        self._signals = signals
         self._ready = ready
         self._drain = drain
         self._hurry = asyncio.Event()
@@ -228,7 +235,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but the signal is not raised again: an ordered end is exit status 0."""
         loop = asyncio.get_running_loop()
-        handled = (signal.SIGINT, signal.SIGTERM)
+        handled = (signal.SIGINT, signal.SIGTERM) if self._signals else ()
         for sig in handled:
             loop.add_signal_handler(sig, self.handle_exit, sig, None)
         try:

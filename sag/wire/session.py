@@ -131,6 +131,10 @@ class SessionMachine:
         """Hello was answered."""
         self.phase = Phase.OPEN
 
+    def try_again(self) -> None:
+        """Hello did not fit; another one may come."""
+        self.phase = Phase.HELLO
+
     def answered(self, id: Id) -> None:
         """A request was answered; its id may be used again."""
         self._inflight.discard(id)

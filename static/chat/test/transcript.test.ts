@@ -31,7 +31,7 @@ function close(run: string, status = 'done'): [string, unknown] {
 }
 
 function build(state: ConvState) {
-  return new TranscriptBuilder().build(state, [], 'all', NO_MODELS);
+  return new TranscriptBuilder().build(state, null, 'all', NO_MODELS);
 }
 
 const outline = (turns: Turn[]) => turns.map((turn) => `${turn.role}: ${turnText(turn)}`);
@@ -76,13 +76,27 @@ describe('turns', () => {
   it('keep their objects while only another run changes', () => {
     const builder = new TranscriptBuilder();
     const state = fold(open('r1'), said('m1', 'r1', 'One'), ...reply('m2', 'r1', 1, 'To one'), close('r1'), open('r2'), said('m3', 'r2', 'Two'), ...reply('m4', 'r2', 2, 'To'));
-    const before = builder.build(state, [], 'all', NO_MODELS).turns;
+    const before = builder.build(state, null, 'all', NO_MODELS).turns;
     reduceConv(state, 'delta', [2, ' two']);
     const touched = touchedRuns(state, 'delta', [2, ' two']);
     expect(touched).toEqual(['r2']);
-    const after = builder.build(state, [], new Set(touched), NO_MODELS).turns;
+    const after = builder.build(state, null, new Set(touched), NO_MODELS).turns;
     expect([after[0] === before[0], after[1] === before[1], after[3] === before[3]]).toEqual([true, true, false]);
     expect(turnText(after[3]!)).toBe('To two');
+  });
+});
+
+describe('older messages', () => {
+  it('stand before the others, with their own runs and calls', () => {
+    const all = fold(
+      open('r1'), said('m1', 'r1', 'One'), ['message.add', { msg: 'm2', role: 'assistant', run: 'r1', ts: 2, parts: [], step: 1 }],
+      ['tool.open', { call: 'k1', run: 'r1', name: 'count', origin: 'demo', args: {}, risk: 'read', ts: 3, step: 1 }], close('r1'),
+    );
+    const newest = fold(open('r2'), said('m3', 'r2', 'Two'), ...reply('m4', 'r2', 2, 'To two'));
+    const { turns } = new TranscriptBuilder().build(newest, all, 'all', NO_MODELS);
+    expect(outline(turns)).toEqual(['user: One', 'assistant: ', 'user: Two', 'assistant: To two']);
+    expect(turns[1]!.items[0]).toMatchObject({ kind: 'tools', calls: [{ call: 'k1' }] });
+    expect(turns[1]!.status).toBe('done');
   });
 });
 

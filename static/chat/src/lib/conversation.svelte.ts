@@ -4,10 +4,10 @@
  * Stands on the socket client's topic and on `transcript`; knows nothing of components and sends nothing but
  * `message.list`.
  */
-import type { AskState, Client, ConvState, Message, RpcError, TopicHandle } from '@sag/client';
+import type { AskState, Client, ConvState, RpcError, TopicHandle } from '@sag/client';
 import { onFrame } from './frame';
 import { notices } from './notices.svelte';
-import { touchedRuns, TranscriptBuilder, type Transcript } from './transcript';
+import { touchedRuns, TranscriptBuilder, type Older, type Transcript } from './transcript';
 
 export interface OpenAsk extends AskState {
   id: string;
@@ -46,7 +46,7 @@ export class Conversation {
   readonly #builder = new TranscriptBuilder();
   readonly #models = new Map<string, string>();
   readonly #schedule = onFrame(() => this.#show());
-  #older: Message[] = [];
+  #older: Older | null = null;
   #changed: Set<string> | 'all' = 'all';
   #isReleased = false;
 
@@ -58,7 +58,7 @@ export class Conversation {
     this.#handle.subscribe((state, change) => {
       if (change.kind === 'snapshot') {
         this.#changed = 'all';
-        this.#older = [];
+        this.#older = null;
         this.before = state.before ?? null;
         this.#recallChanges(state);
       } else if (change.kind === 'event' && change.event) {
@@ -77,11 +77,15 @@ export class Conversation {
     if (this.before === null || this.isLoadingOlder) return;
     this.isLoadingOlder = true;
     try {
-      const page = await this.#client.request<{ messages: Message[]; before?: string }>('message.list', {
+      const page = await this.#client.request<Partial<Older> & { before?: string }>('message.list', {
         conv: this.id,
         before: this.before,
       });
-      this.#older = [...page.messages, ...this.#older];
+      this.#older = {
+        messages: [...(page.messages ?? []), ...(this.#older?.messages ?? [])],
+        runs: { ...page.runs, ...this.#older?.runs },
+        tools: { ...page.tools, ...this.#older?.tools },
+      };
       this.before = page.before ?? null;
       this.#changed = 'all';
       this.#schedule();

@@ -294,7 +294,7 @@ class Hub {
     const entries = Object.entries(convs).map(([id, conv], place) => ({
       id,
       title: conv.title || 'New chat',
-      ts: Number(conv.updated_at ?? conv.updated ?? conv.ts ?? conv.created_at ?? 0),
+      ts: Number(conv.updated ?? conv.created ?? 0),
       isRunning: running.has(id),
       isWaiting: waiting.has(id),
       place,

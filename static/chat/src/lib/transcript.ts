@@ -81,6 +81,9 @@ export function turnText(turn: Turn): string {
   return turn.items.flatMap((item) => (item.kind === 'text' ? [item.text] : [])).join('\n\n').trim();
 }
 
+/** Messages from before those of the state, with the runs and the tool calls that they name. */
+export type Older = Pick<ConvState, 'messages' | 'runs' | 'tools'>;
+
 interface Group {
   run: string | undefined;
   messages: Message[];
@@ -92,12 +95,12 @@ export class TranscriptBuilder {
   #cache = new Map<string, { size: number; turns: Turn[] }>();
 
   /**
-   * @param older Messages from before the state's own, oldest first.
    * @param changed Names of the runs that changed since the last call; `all` after a snapshot.
    * @param models The model of each run's last step, where an event told it.
    */
-  build(state: ConvState, older: Message[], changed: Set<string> | 'all', models: ReadonlyMap<string, string>): Transcript {
-    const { groups, queued } = group([...older, ...state.messages], state);
+  build(newest: ConvState, older: Older | null, changed: Set<string> | 'all', models: ReadonlyMap<string, string>): Transcript {
+    const state = older ? join(older, newest) : newest;
+    const { groups, queued } = group(state.messages, state);
     const cache = new Map<string, { size: number; turns: Turn[] }>();
     const turns: Turn[] = [];
     for (const part of groups) {
@@ -111,6 +114,15 @@ export class TranscriptBuilder {
     this.#cache = cache;
     return { turns, queued, active: activeRun(state) };
   }
+}
+
+function join(older: Older, newest: ConvState): ConvState {
+  return {
+    ...newest,
+    messages: [...older.messages, ...newest.messages],
+    runs: { ...older.runs, ...newest.runs },
+    tools: { ...older.tools, ...newest.tools },
+  };
 }
 
 function activeRun(state: ConvState): ActiveRun | null {

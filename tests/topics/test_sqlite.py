@@ -1,0 +1,186 @@
+"""The embedded journal: order, atomic units, failures, generations, retention, migrations."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sag.errors import Fault, StartError
+from sag.schema.events import ConvPatch
+from sag.topics import sqlite
+from sag.topics.journal import Put, Unit
+from sag.topics.merge import Entry
+from sag.topics.sqlite import SqliteJournal
+from sag.topics.topic import Topics
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
+    made = SqliteJournal(tmp_path)
+    yield made
+    await made.close()
+
+
+def _unit(tid: int, *offs: int) -> Unit:
+    unit = Unit()
+    unit.events = [(tid, Entry(off, "conv", None, off, b'{"patch":{}}')) for off in offs]
+    return unit
+
+
+async def test_a_topic_is_read_again_as_it_was_kept(journal: SqliteJournal) -> None:
+    tid, put = journal.new_topic("u1", "conv:c1", "g1")
+    unit = _unit(tid, 1, 2)
+    unit.writes.append(put)
+    journal.submit(unit)
+    await unit.future
+    kept = await journal.load("u1", "conv:c1")
+    assert kept is not None
+    assert (kept.gen, kept.first, kept.head, [e.off for e in kept.entries]) == ("g1", 1, 2, [1, 2])
+    assert await journal.load("u2", "conv:c1") is None
+
+
+async def test_a_unit_with_a_hole_fails_and_spares_the_others(journal: SqliteJournal) -> None:
+    tid, put = journal.new_topic("u1", "conv:c1", "g1")
+    first, hole, second = _unit(tid, 1), _unit(tid, 3), _unit(tid, 2)
+    first.writes.append(put)
+    for unit in (first, hole, second):
+        journal.submit(unit)
+    results = await asyncio.gather(first.future, hole.future, second.future, return_exceptions=True)
+    assert results[0] is None
+    assert isinstance(results[1], Fault)
+    assert results[1].kind == "store.unavailable"
+    assert results[2] is None
+
+
+async def test_an_event_and_its_key_commit_together_or_not_at_all(journal: SqliteJournal) -> None:
+    tid, put = journal.new_topic("u1", "conv:c1", "g1")
+    unit = _unit(tid, 1)
+    unit.writes += [put, Put("idem", {"user": "u1", "method": "m", "key": "k", "digest": "d", "result": b"1", "ts": 1})]
+    unit.writes.append(Put("kv", {"space": "s", "key": "k", "value": None}))  # NOT NULL fails
+    journal.submit(unit)
+    with pytest.raises(Fault):
+        await unit.future
+    assert await journal.load("u1", "conv:c1") is None
+    assert await journal.rows("idem", {"user": "u1"}) == []
+
+
+async def test_a_full_disk_is_told_and_the_topic_goes_on_from_the_truth(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    topics = Topics(journal)
+    topic = await topics.get("u1", "user:me")
+    conv = topics.create("u1", "conv:c1")
+    await topics.emit(conv, ConvPatch({"title": "kept"}))
+    pages = journal._write.execute("PRAGMA page_count").fetchone()[0]
+    journal._write.execute(f"PRAGMA max_page_count={pages}")
+    full: Fault | None = None
+    for _ in range(200):
+        try:
+            await topics.emit(conv, ConvPatch({"title": "x" * 20_000}))
+        except Fault as e:
+            full = e
+            break
+    assert full is not None
+    assert (full.kind, full.code) == ("store.full", 507)
+    journal._write.execute("PRAGMA max_page_count=1000000")
+    for _ in range(100):
+        if conv.lost is None:
+            break
+        await asyncio.sleep(0.02)
+    assert conv.tip == conv.head
+    await topics.emit(conv, ConvPatch({"title": "again"}))
+    assert conv.state["conv"]["title"] == "again"
+    assert topic.lost is None
+    await topics.close()
+
+
+async def test_a_second_hub_on_the_folder_is_refused(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    with pytest.raises(StartError, match="another hub") as caught:
+        SqliteJournal(tmp_path)
+    assert caught.value.code == 78
+    await journal.close()
+    await SqliteJournal(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("clean", "same_boot", "sync", "keeps"),
+    [
+        ("1", False, "normal", True),
+        ("0", True, "normal", True),
+        ("0", False, "normal", False),
+        ("0", False, "full", True),
+    ],
+)
+async def test_only_a_lost_tail_changes_the_generation(
+    tmp_path: Path, clean: str, same_boot: bool, sync: str, keeps: bool
+) -> None:
+    journal = SqliteJournal(tmp_path, sync)
+    tid, put = journal.new_topic("u1", "conv:c1", "g1")
+    unit = _unit(tid, 1)
+    unit.writes.append(put)
+    journal.submit(unit)
+    await unit.future
+    await journal.close()
+    db = sqlite3.connect(tmp_path / "sag.db")
+    db.execute("UPDATE meta SET value = ? WHERE name = 'clean'", (clean,))
+    if not same_boot:
+        db.execute("UPDATE meta SET value = 'another' WHERE name = 'boot'")
+    db.commit()
+    db.close()
+    journal = SqliteJournal(tmp_path, sync)
+    kept = await journal.load("u1", "conv:c1")
+    assert kept is not None
+    assert (kept.gen == "g1") is keeps
+    assert kept.head == 1
+    await journal.close()
+
+
+async def test_a_newer_file_is_refused_and_not_touched(tmp_path: Path) -> None:
+    await SqliteJournal(tmp_path).close()
+    db = sqlite3.connect(tmp_path / "sag.db")
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(StartError, match="newer sag"):
+        SqliteJournal(tmp_path)
+
+
+async def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sag.db").write_bytes(b"this is no database, by far" * 100)
+    with pytest.raises(StartError, match="backup") as caught:
+        SqliteJournal(tmp_path)
+    assert caught.value.code == 74
+
+
+async def test_a_migration_leaves_a_backup_and_the_new_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await SqliteJournal(tmp_path).close()
+    newer = (*sqlite.MIGRATIONS, "CREATE TABLE more (x INTEGER)")
+    monkeypatch.setattr(sqlite, "MIGRATIONS", newer)
+    journal = SqliteJournal(tmp_path)
+    assert journal._write.execute("PRAGMA user_version").fetchone()[0] == len(newer)
+    assert (tmp_path / f"sag.v{len(newer) - 1}.bak").is_file()
+    await journal.close()
+
+
+async def test_trimming_keeps_the_state_and_tells_where_history_begins(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    topics = Topics(journal)
+    conv = topics.create("u1", "conv:c1")
+    for n in range(20):
+        await topics.emit(conv, ConvPatch({"title": f"t{n}"}))
+    stale = await journal.stale(5, 1 << 60)
+    assert stale == [("u1", "conv:c1", 15)]
+    await topics.trim(conv, 15)
+    assert not conv.can_replay(conv.gen, 14)
+    assert conv.can_replay(conv.gen, 15)
+    await topics.close()
+
+    journal = SqliteJournal(tmp_path)
+    topics = Topics(journal)
+    again = await topics.find("u1", "conv:c1")
+    assert again is not None
+    assert (again.first, again.head, again.state["conv"]["title"]) == (16, 20, "t19")
+    await topics.close()
