@@ -36,8 +36,9 @@ from sag.hooks.host import Extensions, PluginHost
 from sag.hooks.hub import Services
 from sag.hooks.provider import Model
 from sag.hooks.watchdog import Watchdog
+from sag.hub.connection import Auth, HelloParams, SubscribeParams
 from sag.hub.hub import Hub
-from sag.hub.subscription import Follower, resolve
+from sag.hub.subscription import Follower, Subscribed, resolve
 from sag.ops.dispatch import Call, Dispatcher, User
 from sag.ops.operation import Registry
 from sag.outbound import Outbound
@@ -58,6 +59,8 @@ from sag.web.socket import SocketEndpoint
 
 if TYPE_CHECKING:
     import httpx
+
+    from sag.ops.export import Declared
 
 log = logging.getLogger("sag")
 Json = dict[str, Any]
@@ -85,7 +88,7 @@ class App:
         self.blobs = Blobs(settings.data / "blobs", self.journal, self.topics)
         self.keys = KeyStore(self.journal, hub.key_s)
         self.own_token = new_secret()
-        self.outbound = Outbound()
+        self.outbound = Outbound(settings.outbound)
         self.registry = Registry()
         self.extensions = Extensions()
         self.dispatcher = Dispatcher(self.registry, self.keys, self.topics.begin)
@@ -212,9 +215,10 @@ class App:
 
     def schema(self, name: str) -> bytes | None:
         """A generated schema document by name."""
-        from sag.ops.export import document
+        from sag.ops.export import document, socket_operations
 
-        return document(name, self.registry, __version__)
+        socket = socket_operations(HelloParams, SubscribeParams, Subscribed, Auth)
+        return document(name, self.registry, __version__, socket, self.topics.families)
 
     def _announce(self) -> None:
         """What the hub offers has changed: tell it on `hub`, once for many changes."""
@@ -268,6 +272,17 @@ class App:
             topic = await self.topics.find(owner, name)
             if topic is not None:
                 await self.topics.trim(topic, upto)
+
+
+def declared() -> Declared:
+    """All that the hub itself declares, for documents that are made without a running hub."""
+    from sag.ops import export
+
+    registry = Registry()
+    for area in (Runs, Conversations, Config, System):
+        registry.add_all(object.__new__(area))  # a declaration needs no parts behind it
+    socket = export.socket_operations(HelloParams, SubscribeParams, Subscribed, Auth)
+    return export.declared(registry, __version__, socket)
 
 
 class PluginServices(Services):

@@ -10,8 +10,8 @@ from sag import __version__
 from sag.errors import Fault, StartError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the process's exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     from sag import chat_cli, doctor_cli, plugin_cli, token_cli
 
     parser = argparse.ArgumentParser(prog="sag", description="A self-hosted realtime hub for AI assistants.")
@@ -28,7 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     schema.add_argument("name", choices=["jsonschema", "openapi", "asyncapi", "typescript", "reference"])
     for module in (chat_cli, token_cli, doctor_cli, plugin_cli):
         module.add_parser(commands)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; gives the process's exit status."""
+    from sag import chat_cli, doctor_cli, plugin_cli, token_cli
+
+    args = make_parser().parse_args(argv)
     run: dict[str, Callable[[argparse.Namespace], int]] = {
         "serve": _serve,
         "schema": _schema,
@@ -64,10 +71,21 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
+    from sag import app
     from sag.ops import export
 
-    print(export.print_document(args.name))
+    print(export.print_document(args.name, app.declared()))
     return 0
+
+
+def generated() -> dict[str, str]:
+    """Every generated file of the checkout by its path; `scripts/generate` writes them."""
+    from sag import app
+    from sag.hooks import hub, spec
+    from sag.ops import export
+
+    plugin = (hub.Hub, hub.KeyValue, hub.PluginTopic)
+    return export.files(app.declared(), make_parser(), spec.Hooks, plugin)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,10 @@ worked example (protocol sections 1 to 4, 7 and 8).
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
-import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 
 from sag import __version__
+from sag.address import Address, fault_of, unreachable
 from sag.errors import Fault
 from sag.topics.reducers import FAMILIES, PlainReducer, Reducer, State
 
@@ -37,84 +35,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 KEPT_ANSWERS = 32
 HELLO = 0
 _encode = msgspec.json.encode
-
-
-# this machine's own hub
-
-
-class Address(NamedTuple):
-    """Where a hub is and what opens it. `own` is told by the hub itself in its data folder."""
-
-    url: str
-    token: str | None = None
-    own: bool = False
-
-    def tls(self) -> ssl.SSLContext | None:
-        """How to check the hub's certificate. That of this machine's own hub names a public name, not the address."""
-        if not self.url.startswith(("https", "wss")):
-            return None
-        context = ssl.create_default_context()
-        if self.own:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
-
-
-def own_hub(data: Path) -> Address | None:
-    """The hub that serves a data folder, as it says in hub.json; None where none runs."""
-    try:
-        told = msgspec.json.decode((data / "hub.json").read_bytes())
-        url, token, pid = str(told["url"]), str(told["token"]), int(told["pid"])
-        os.kill(pid, 0)
-    except PermissionError:
-        pass  # it lives, as another user
-    except (OSError, ValueError, KeyError, TypeError, msgspec.DecodeError):
-        return None
-    parts = urlsplit(url)
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(parts.hostname or "")
-    if host:
-        url = urlunsplit(parts._replace(netloc=f"{host}:{parts.port}"))
-    return Address(url, token, own=True)
-
-
-def rpc(address: Address, method: str, params: Json) -> Json:
-    """Call one operation over HTTP (protocol section 10), for commands that need no socket.
-
-    Raises:
-        Fault: What the hub answered; hub.unreachable.
-    """
-    import httpx
-
-    headers = {"authorization": f"Bearer {address.token}"} if address.token else {}
-    try:
-        with httpx.Client(trust_env=False, verify=address.tls() or True, timeout=10) as http:
-            answer = http.post(f"{address.url}/rpc/{method}", json=params, headers=headers)
-        body = answer.json()
-    except (httpx.HTTPError, ValueError) as e:
-        raise unreachable(address.url, e) from None
-    if not isinstance(body, dict):
-        raise unreachable(address.url, "it is no hub")
-    if "error" in body:
-        raise fault_of(body["error"])
-    return body
-
-
-def unreachable(url: str, why: object) -> Fault:
-    return Fault("hub.unreachable", f"no hub answers at {url} ({_words(why)})", code=503, retry=True)
-
-
-def fault_of(error: Any) -> Fault:
-    """The error of an answer as an exception."""
-    data = dict(error.get("data") or {})
-    kind, retry, after_ms = str(data.pop("kind", "")), bool(data.pop("retry", False)), data.pop("after_ms", None)
-    data.pop("trace", None)
-    known = {k: v for k, v in data.items() if k not in ("message", "code")}
-    return Fault(kind, error.get("message"), code=error.get("code"), retry=retry, after_ms=after_ms, **known)
-
-
-def _words(why: object) -> str:
-    if isinstance(why, OSError) and why.strerror and why.errno is not None:
-        return "connection refused" if isinstance(why, ConnectionRefusedError) else os.strerror(abs(why.errno))
-    return str(why) or type(why).__name__
 
 
 # topics
@@ -295,7 +215,7 @@ class Client:
         tools: Tools that runs which this client starts may call.
         caps: What `hello` tells of it, such as `{"ask": ["approval"]}`.
         reducers: Folds of plugins' topics by family; a topic without one keeps the state of its last snapshot.
-        on_status: Told `connected`, `lost`, `bye` and `auth.expiring` with their details.
+        on_status: Told `connected`, `lost`, `bye`, `auth.expiring` and at last `ended`, with their details.
     """
 
     def __init__(
@@ -316,6 +236,7 @@ class Client:
         self._caps = caps or {}
         self._families = {**FAMILIES, **(reducers or {})}
         self._on_status = on_status
+        self.url = self._address.url
         self.user: Json = {}
         self.server: Json = {}
         self.limits: Json = {"frame": 1 << 20}
@@ -398,6 +319,11 @@ class Client:
         if (topic := self.topics.pop(name, None)) is not None:
             topic.end(Fault("topic.unknown", "It is followed no longer."), quiet=True)
             await self.call("topic.unsubscribe", {"topic": name})
+
+    async def refresh(self, token: str) -> None:
+        """Go on with another token of the same user, after `auth.expiring`."""
+        self._token = token
+        await self.call("auth.refresh", {"token": token})
 
     def drop_connection(self) -> None:
         """Cut the socket as a bad network does; the client comes back by itself. For tests."""
@@ -575,6 +501,10 @@ class Client:
         for name, answer in result["topics"].items():
             if (topic := self.topics.get(name)) is not None:
                 self._place(topic, answer)
+        for topic in list(self.topics.values()):
+            if topic.t is None:  # asked for since hello was sent
+                topic.asking = False
+                self._subscribe(topic)
         for request in list(self._pending.values()):
             if request.topic is None:
                 self._out.put_nowait(request.text)
@@ -615,6 +545,7 @@ class Client:
                 request.future.exception()
         for topic in list(self.topics.values()):
             self._drop(topic, fault)
+        self._on_status("ended", {"reason": fault.message, "code": fault.code})
 
     # what comes in
 
@@ -645,9 +576,12 @@ class Client:
                 raise fault_of(thing["error"])
             self._welcome(thing["result"])
             return
-        request = self._pending.pop(id, None)
+        request = self._pending.get(id)
         if request is None:
             return
+        if "error" in thing and (thing["error"].get("data") or {}).get("kind") == "draining":
+            return  # it is sent again to the hub that comes up
+        del self._pending[id]
         if request.topic is not None:
             self._place(request.topic, thing if "error" in thing else thing["result"])
         elif request.future.done():

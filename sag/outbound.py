@@ -7,6 +7,7 @@ what an answer means is the caller's. httpx and aiohttp are imported when the fi
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -123,6 +124,10 @@ class Outbound:
             raise RuntimeError("outbound is closed")
         return self._open(checked=False)
 
+    async def warm(self) -> None:
+        """Import the libraries and load the certificates, in a thread: the first request would hold the loop for it."""
+        await asyncio.to_thread(self._load)
+
     async def close(self) -> None:
         """Close all clients and their connections."""
         self._closed = True
@@ -157,6 +162,12 @@ class Outbound:
             trust_env=False,
             event_hooks={} if trusted else {"request": [_check_scheme], "response": [_check_encoding]},
         )
+
+    def _load(self) -> None:
+        import aiohttp  # noqa: F401
+        import httpx_aiohttp  # noqa: F401
+
+        self._trust()
 
     def _trust(self) -> ssl.SSLContext:
         import httpx

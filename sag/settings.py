@@ -74,12 +74,14 @@ class Settings(Struct):
         hub: The hub's own.
         plugins: Each plugin's table of plugins.toml, as it stands, `${NAME}` replaced.
         env: The environment that was read, `.env` below the process's own.
+        outbound: `allow` of the table `[outbound]`: hosts that may be fetched whatever their address is.
         config_file: The plugins.toml that was read, if any.
     """
 
     hub: HubSettings
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    outbound: list[str] = field(default_factory=list)
     config_file: str | None = None
 
     @property
@@ -133,6 +135,7 @@ def load(
     path = _find_config(config, cwd, Path(data))
     tables = _read_toml(path, merged) if path else {}
     hub_table = tables.pop("hub", {})
+    outbound = tables.pop("outbound", {})
     if not isinstance(hub_table, dict):
         raise StartError(f"{path}: [hub] has to be a table")
     try:
@@ -141,7 +144,10 @@ def load(
         where = path if set(hub_table) - set(values) else "environment"
         raise StartError(f"{where}: [hub] {e}") from None
     hub.origins = [o.strip().rstrip("/").lower() for o in hub.origins if o.strip()]
-    return Settings(hub=hub, plugins=tables, env=merged, config_file=str(path) if path else None)
+    allow = outbound.get("allow", []) if isinstance(outbound, dict) else None
+    if not isinstance(allow, list) or not all(isinstance(host, str) for host in allow):
+        raise StartError(f"{path}: [outbound] allow has to be a list of hosts")
+    return Settings(hub=hub, plugins=tables, env=merged, outbound=allow, config_file=str(path) if path else None)
 
 
 def _find_config(given: str | None, cwd: Path, data: Path) -> Path | None:

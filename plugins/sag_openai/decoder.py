@@ -235,9 +235,11 @@ class ChatDecoder:
             return
         index = len(self._ids)
         self._indexes[max(given, 0)] = index
-        self._ids.append(call.id or f"call_{secrets.token_hex(8)}")
+        # Each call is answered under its id, so one that is used twice is replaced.
+        id = call.id if call.id and call.id not in self._ids else f"call_{secrets.token_hex(8)}"
+        self._ids.append(call.id or id)
         self._filled.append(bool(arguments))
-        out.append(CallFragment(index, self._ids[index], function.name or "", arguments))
+        out.append(CallFragment(index, id, function.name or "", arguments))
 
     def _close(self, reason: Reason) -> Finish:
         self._finished = True

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Coroutine
 from functools import partial
+from itertools import chain, repeat
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -327,7 +328,7 @@ class Engine:
     async def _finish(self, run: Run, status: RunEnd, error: RunError | None) -> None:
         """Close a run; where the store cannot take it, try until it can."""
         run.closed = True
-        for delay_s in (0.1, 0.3, *[1.0] * 86_400):
+        for delay_s in chain((0.1, 0.3), repeat(1.0, 86_400)):
             try:
                 tx = self.topics.begin()
                 self._closing_events(tx, run.home, run.id, status, error)

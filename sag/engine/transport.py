@@ -240,8 +240,11 @@ class _Round(ABC):
                     chunk.text = _to_unicode(text)  # type: ignore[union-attr]
             elif kind is Finish:
                 self._finished = True
-            elif isinstance(chunk, CallFragment) and not chunk.arguments.isascii():
-                chunk.arguments = _to_unicode(chunk.arguments)
+            elif isinstance(chunk, CallFragment):
+                if not chunk.arguments.isascii():
+                    chunk.arguments = _to_unicode(chunk.arguments)
+                if chunk.name is not None and not chunk.name.isascii():
+                    chunk.name = _to_unicode(chunk.name)
         if empty:
             return [chunk for chunk in batch if not isinstance(chunk, Text | Reasoning) or chunk.text]
         return batch

@@ -218,7 +218,8 @@ class Connection:
         if method == "rpc.cancel":
             id = values.get("id")
             if isinstance(id, int | str) and (task := self._tasks.get(id)):
-                task.cancel()
+                # A task that is cancelled before its first step never runs, and would leave the request unanswered.
+                asyncio.get_running_loop().call_soon(task.cancel)
         elif method == "rpc.progress" and self.session is not None:
             self.session.progressed(values)
 

@@ -211,12 +211,14 @@ def decode_params(op: Operation, raw: bytes) -> Any:
     """The params struct.
 
     Raises:
-        Fault: rpc.params with the path of the fault.
+        Fault: rpc.params with the path of the fault; rpc.parse where a body is no JSON at all.
     """
     try:
         return op.decode(raw or b"{}")
-    except DECODE_ERRORS as e:
+    except msgspec.ValidationError as e:
         raise params_fault(e) from None
+    except DECODE_ERRORS as e:
+        raise Fault("rpc.parse", params_fault(e).message) from None
 
 
 def params_fault(e: Exception, kind: str = "rpc.params") -> Fault:

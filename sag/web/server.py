@@ -79,6 +79,9 @@ class OutgoingSocket:
         protocol.sink = self
 
     def write(self, frame: bytes) -> None:
+        if self._transport.is_closing():  # uvloop would raise, into the commit that is being told to everybody
+            self.writable = False
+            return
         self._transport.write(frame)
 
     def resumed(self) -> None:
@@ -154,7 +157,7 @@ def _kernel_queue(transport: asyncio.Transport) -> int:
         return 0
     try:
         return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0])
-    except OSError:
+    except (OSError, ValueError):  # ValueError: the socket is closed
         return 0
 
 
@@ -290,10 +293,13 @@ def uvicorn_config(app: Any, settings: HubSettings) -> uvicorn.Config:
 
 
 class QuietFilter(logging.Filter):
-    """Drops uvicorn's lines that would print URLs with secrets in them, or a traceback for each bad frame."""
+    """Drops uvicorn's lines that would print URLs with secrets, an error for each upgrade that is refused in order, or
+    a traceback for each bad frame."""
+
+    NOISE = ("[accepted]", "connection open", "without completing handshake")
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "[accepted]" in str(record.msg) or "connection open" in str(record.msg):
+        if any(noise in str(record.msg) for noise in self.NOISE):
             return False
         if "Invalid UTF-8" in str(record.msg):
             record.exc_info = None

@@ -99,7 +99,7 @@ def socket_operations(
             subscribed,
             "Follow a topic from a position, or from its state; the events come after the answer, under its `t`.",
         ),
-        SocketOperation("topic.unsubscribe", subscribe, frames.Nothing, "Follow a topic no longer."),
+        SocketOperation("topic.unsubscribe", subscribe, frames.NoResult, "Follow a topic no longer."),
     )
 
 
@@ -117,6 +117,10 @@ class Declared(Struct):
     socket: list[SocketOperation]
     families: list[str]
     version: str
+
+    def requests(self) -> list[Operation | SocketOperation]:
+        """All that a client can ask for: the operations, then what exists on the socket alone."""
+        return [*self.operations, *self.socket]
 
     def events(self) -> Iterator[tuple[str, str, type[Event]]]:
         """Family, name and struct of every event."""

@@ -54,7 +54,7 @@ class TopicRefused(Struct):
     error: ErrorBody
 
 
-class Nothing(Struct):
+class NoResult(Struct):
     """Nothing to tell."""
 
 

@@ -16,7 +16,7 @@ from msgspec import UNSET, Struct
 
 from sag.errors import KINDS
 from sag.ops.export import frames
-from sag.ops.export.declared import NOTIFICATIONS, SERVER_REQUESTS, Declared
+from sag.ops.export.declared import NOTIFICATIONS, SERVER_REQUESTS, Declared, SocketOperation
 from sag.schema.events import Delta, Event
 
 Json = dict[str, Any]
@@ -204,9 +204,9 @@ def jsonschema(declared: Declared) -> Json:
                         "result": result_schema(schemas, op),
                         "who": getattr(op, "who", "anyone"),
                         "changes": getattr(op, "changes", False),
-                        "socket-only": not hasattr(op, "handler"),
+                        "socket-only": isinstance(op, SocketOperation),
                     }
-                    for op in [*declared.operations, *declared.socket]
+                    for op in declared.requests()
                 },
                 "x-requests-of-the-hub": {
                     s.method: {"params": schemas.of(s.params), "result": schemas.of(s.result)} for s in SERVER_REQUESTS

@@ -9,6 +9,7 @@ import { comesBack, jitter } from './backoff';
 import { Calls, frameBytes } from './calls';
 import { clientError, RpcError } from './errors';
 import { systemClock, type Clock, type Options, type RequestOptions, type Status } from './options';
+import type { Operations } from './protocol.gen';
 import { pageStorage, SessionStore } from './session';
 import type { ConfigDoc } from './shapes';
 import { Toolbox } from './toolbox';
@@ -41,32 +42,10 @@ export interface StartRun {
   [member: string]: unknown;
 }
 
-export interface RunAnswer {
-  conv: string;
-  run: string;
-  /** Absent where a run was resumed. */
-  msg?: string;
-  state: 'running' | 'queued' | 'steered' | (string & {});
-  /** From which offset of a topic the effect is visible. */
-  at?: Record<string, number>;
-  [member: string]: unknown;
-}
-
-export interface PatchAnswer {
-  rev: number;
-  effective: ConfigDoc;
-  applies?: string;
-  at?: Record<string, number>;
-  [member: string]: unknown;
-}
-
-export interface ConfigAnswer {
-  rev: number;
-  config: ConfigDoc;
-  effective: ConfigDoc;
-  schema?: any;
-  [member: string]: unknown;
-}
+/** The answer to `run.start` and `run.resume`; `msg` is absent where a run was resumed. */
+export type RunAnswer = Operations['run.start']['result'];
+export type PatchAnswer = Operations['config.patch']['result'];
+export type ConfigAnswer = Operations['config.get']['result'];
 
 /** What `on` tells, by the event's name. */
 export interface Events {
@@ -77,6 +56,9 @@ export interface Events {
   error: Error;
   heartbeat: PingFrame;
 }
+
+/** What `request` takes after the method; params that need no member may be left out. */
+type Given<P> = {} extends P ? [params?: P, options?: RequestOptions] : [params: P, options?: RequestOptions];
 
 /** Answers that carry a subscription to the conversation's topic. */
 const SUBSCRIBING = new Set(['run.start', 'run.resume']);
@@ -181,11 +163,14 @@ export class Client {
    * Sends a request and gives its result.
    *
    * While there is no connection it waits for one. What changes something gets an idempotency `key` unless it has one;
-   * changes and reads are sent again after a cut until they are answered.
+   * changes and reads are sent again after a cut until they are answered. Of the hub's own operations the types of
+   * params and result are known; for those of plugins give the result's type.
    *
    * @throws RpcError The server's error, or one of the client's own kinds (see `RpcError`).
    */
-  request<R = unknown>(method: string, params: object = {}, options: RequestOptions = {}): Promise<R> {
+  request<M extends keyof Operations>(method: M, ...given: Given<Operations[M]['params']>): Promise<Operations[M]['result']>;
+  request<R = unknown>(method: string, params?: object, options?: RequestOptions): Promise<R>;
+  request(method: string, params: object = {}, options: RequestOptions = {}): Promise<any> {
     if (this.#status === 'closed') return Promise.reject(clientError(503, 'closed', 'the client is closed'));
     if (!SUBSCRIBING.has(method)) return this.#calls.request(method, params, options);
     return this.#calls.request(method, params, options, (result) => this.#adopt(result));

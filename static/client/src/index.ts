@@ -7,6 +7,7 @@ export { Client } from './client';
 export type { ConfigAnswer, Events, PatchAnswer, RunAnswer, StartRun } from './client';
 export { RpcError } from './errors';
 export type { Clock, ClientTool, Options, RequestOptions, Status, ToolContext, ToolContent, ToolResult } from './options';
+export type { ErrorKind, Events as TopicEvents, Operations } from './protocol.gen';
 export { emptyClient, emptyConv, emptyHub, emptyUser, mergePatch, reduceClient, reduceConv, reduceHub, reduceUser } from './reduce';
 export type {
   AppliedConfig, AskState, ClientState, ConfigDoc, ConvProperties, ConvState, HubState, InboxAsk, InboxConv, InboxRun,

@@ -6,7 +6,6 @@ The journal (SAG_PROBE_JOURNAL) gets a line before each side effect, flushed, so
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import time
@@ -99,7 +98,7 @@ class ProbeModel:
     async def stream(self, request: ModelRequest) -> AsyncIterator[Chunk]:
         said = next((m.text for m in reversed(request.messages) if m.role == "user"), "")
         answered = [m.text for m in request.messages[_last_user(request) :] if m.role == "tool"]
-        note(f"model {said} t={request.temperature} system={request.messages[0].text!r} answers={len(answered)}")
+        note(f"model {said} t={request.temperature} answers={len(answered)}")
         usage = UsageChunk(Usage(input=len(request.messages), output=1))
         if answered:
             for word in ("Done:", *answered):
@@ -159,4 +158,3 @@ def register(hub: Hub[Any]) -> None:
     hub.add_provider(ProbeModel())
 
 
-__all__ = ["json", "register"]

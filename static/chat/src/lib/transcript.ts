@@ -199,7 +199,7 @@ function buildTurns(part: Group, state: ConvState, models: ReadonlyMap<string, s
   }
   if (!reply) return turns;
   for (const call of loose.get('') ?? []) addCall(reply, call, state, calls);
-  const model = models.get(part.run!) ?? run.config.model ?? (run.base as { model?: string } | undefined)?.model;
+  const model = models.get(part.run!) ?? run.model ?? run.config.model ?? (run.base as { model?: string } | undefined)?.model;
   Object.assign(reply, {
     status: run.status,
     steps: run.step,

@@ -1,5 +1,6 @@
 /** What is open on the page: drawer, panel, dialogs. */
 import { MediaQuery } from 'svelte/reactivity';
+import { preferences } from './preferences.svelte';
 
 export type DialogName = 'search' | 'shortcuts' | 'settings';
 
@@ -8,11 +9,26 @@ class Ui {
   /** The sidebar as a drawer, on a narrow page. */
   drawer = $state(false);
   live = $state(false);
-  /** The sidebar becomes a drawer and the live panel a sheet. */
-  readonly narrow = new MediaQuery('(max-width: 819px)');
+  readonly #narrow = new MediaQuery('(max-width: 819px)');
+  readonly #medium = new MediaQuery('(max-width: 1099px)');
 
+  /** The sidebar becomes a drawer and the live panel a sheet. */
   get isNarrow(): boolean {
-    return this.narrow.current;
+    return this.#narrow.current;
+  }
+
+  /** There is room for one panel beside the conversation; the live panel takes it from the sidebar. */
+  get #isSidebarDrawer(): boolean {
+    return this.isNarrow || (this.#medium.current && this.live);
+  }
+
+  get isSidebarBeside(): boolean {
+    return preferences.sidebar && !this.#isSidebarDrawer;
+  }
+
+  toggleSidebar() {
+    if (this.#isSidebarDrawer) this.drawer = !this.drawer;
+    else preferences.sidebar = !preferences.sidebar;
   }
 }
 

@@ -24,10 +24,7 @@ function adapt(parent: Node, have: Node, want: Node) {
   }
 }
 
-/** Attributes must be equal but for what the page sets itself (`data-on`) on an element that it was asked to change. */
 function isSameKind(have: Element, want: Element): boolean {
-  if (have.tagName !== want.tagName) return false;
-  const own = (e: Element) => [...e.attributes].filter((a) => a.name !== 'data-on');
-  const attributes = own(want);
-  return own(have).length === attributes.length && attributes.every((a) => have.getAttribute(a.name) === a.value);
+  if (have.tagName !== want.tagName || have.attributes.length !== want.attributes.length) return false;
+  return [...want.attributes].every((a) => have.getAttribute(a.name) === a.value);
 }

@@ -1,0 +1,1035 @@
+/**
+ * Generated from the declarations by scripts/generate. Do not edit.
+ *
+ * Params and results of operations, data of events, kinds of errors, as the hub declares them. Types only.
+ */
+
+/** An object whose members are not declared here. */
+export type Json = Record<string, any>;
+
+/** The hub's own kinds of errors; plugins add theirs. */
+export type ErrorKind =
+  | 'rpc.parse'
+  | 'rpc.frame'
+  | 'rpc.method'
+  | 'rpc.params'
+  | 'rpc.internal'
+  | 'request.bad'
+  | 'auth.required'
+  | 'auth.invalid'
+  | 'hello.first'
+  | 'hello.version'
+  | 'access.denied'
+  | 'origin.denied'
+  | 'host.denied'
+  | 'topic.unknown'
+  | 'conv.unknown'
+  | 'run.unknown'
+  | 'ask.unknown'
+  | 'scope.unknown'
+  | 'message.unknown'
+  | 'kind.unknown'
+  | 'model.unknown'
+  | 'tool.unknown'
+  | 'file.unknown'
+  | 'token.unknown'
+  | 'route.unknown'
+  | 'method.denied'
+  | 'request.timeout'
+  | 'body.timeout'
+  | 'run.busy'
+  | 'run.closed'
+  | 'run.state'
+  | 'ask.closed'
+  | 'config.conflict'
+  | 'key.mismatch'
+  | 'call.closed'
+  | 'frame.large'
+  | 'topic.later'
+  | 'media.type'
+  | 'config.invalid'
+  | 'ask.invalid'
+  | 'input.invalid'
+  | 'topic.limit'
+  | 'run.queue'
+  | 'inflight.limit'
+  | 'connection.limit'
+  | 'request.cancelled'
+  | 'provider.protocol'
+  | 'provider.disconnected'
+  | 'provider.truncated'
+  | 'provider.unreachable'
+  | 'provider.auth'
+  | 'provider.rate_limit'
+  | 'provider.overloaded'
+  | 'provider.context'
+  | 'provider.refused'
+  | 'provider.timeout'
+  | 'outbound.denied'
+  | 'tool.error'
+  | 'draining'
+  | 'plugin.failed'
+  | 'store.unavailable'
+  | 'store.busy'
+  | 'store.full';
+
+/** An agent has finished. */
+export interface AgentClose {
+  run: string;
+  agent: string;
+}
+
+/** An agent begins to act in the run. */
+export interface AgentOpen {
+  run: string;
+  agent: string;
+}
+
+/** An answer to an ask: a choice of its options, and the data of a form or edited arguments (`data.args`). */
+export interface AskAnswer {
+  ask: string;
+  choice: string;
+  data?: Json | null;
+  key?: string | null;
+}
+
+/** How the ask was settled, and from which offset it is visible. */
+export interface AskAnswered {
+  ask: string;
+  outcome: Json;
+  at: Record<string, number>;
+}
+
+/** The question is settled; `by` is null where no person did it, and `why` tells then: `expired` or `run`. */
+export interface AskClose {
+  ask: string;
+  by: string | null;
+  choice: string | null;
+  client?: string | null;
+  why?: 'expired' | 'run' | null;
+  args?: Json | null;
+  data?: Json | null;
+}
+
+/** The hub wants a person: an approval, a form, a URL to visit or a choice (protocol section 5). */
+export interface AskOpen {
+  ask: string;
+  run: string;
+  kind: 'approval' | 'choice' | 'form' | 'url';
+  title: string;
+  options: string[];
+  expires_at: number;
+  on_expiry: string;
+  ts: number;
+  call?: string | null;
+  subject?: Json | null;
+  schema?: Json | null;
+  url?: string | null;
+}
+
+/** Credentials in `hello`. */
+export interface Auth {
+  /** Default `'bearer'`. */
+  scheme?: string;
+  token?: string;
+}
+
+/** The token will expire; without `auth.refresh` by then the connection ends with 4004. */
+export interface AuthExpiring {
+  in_ms: number;
+}
+
+/** The connection will be closed: with which code, why, whether to come back, and after how long. */
+export interface Bye {
+  code: number;
+  reason: string;
+  reconnect: boolean;
+  after_ms: number;
+}
+
+/** Done; `at` says from which offset of which topic it is visible. */
+export interface Changed {
+  at: Record<string, number>;
+}
+
+/** A patch of the device's settings was accepted. */
+export interface ClientConfig {
+  scope: string;
+  rev: number;
+  patch: Json;
+  by: string;
+}
+
+/** Who speaks: the device or frontend whose settings apply. */
+export interface ClientInfo {
+  id: string;
+  kind?: string;
+  name?: string;
+  version?: string;
+}
+
+/** A merge patch on the device's state. */
+export interface ClientPatch {
+  patch: Json;
+}
+
+/** A tool as a client declares it in `hello`; `input` is the JSON Schema of its arguments. */
+export interface ClientTool {
+  name: string;
+  description?: string;
+  input?: Json;
+  /** Default `false`. */
+  idempotent?: boolean;
+  /** Default `60000`. */
+  timeout_ms?: number;
+  /** Default `'read'`. */
+  risk?: string;
+}
+
+/** A step has started on this revision. */
+export interface ConfigApplied {
+  scope: string;
+  rev: number;
+  step: number;
+}
+
+/** Which scope: `run:<id>`, `conv:<id>` or `client:<id>`. */
+export interface ConfigGet {
+  scope: string;
+}
+
+/** A merge patch on a scope; `rev` makes it compare-and-set, `apply` says when a run takes it up. */
+export interface ConfigPatch {
+  scope: string;
+  patch: Json;
+  rev?: number | null;
+  /** Default `'next_step'`. */
+  apply?: 'next_step' | 'now';
+  key?: string | null;
+}
+
+/** A config patch was accepted. */
+export interface ConfigPatched {
+  scope: string;
+  rev: number;
+  patch: Json;
+  by: string;
+}
+
+/** A scope's config. */
+export interface ConfigView {
+  /** The scope's revision, from 1. */
+  rev: number;
+  /** The sparse document that is set at the scope. */
+  config: Json;
+  /** What follows of it and the layers below. */
+  effective: Json;
+  /** JSON Schema of the document. */
+  schema: Json;
+}
+
+/** A merge patch on the conversation's properties. */
+export interface ConvPatch {
+  patch: Json;
+}
+
+/** Which conversation. */
+export interface ConversationDelete {
+  conv: string;
+  key?: string | null;
+}
+
+/** A conversation as it is listed. Times in Unix ms. */
+export interface ConversationInfo {
+  conv: string;
+  title: string;
+  created: number;
+  updated: number;
+}
+
+/** How many, the last changed first. */
+export interface ConversationList {
+  /** Default `100`. */
+  limit?: number;
+}
+
+/** Conversations, the last changed first. */
+export interface ConversationListed {
+  conversations: ConversationInfo[];
+}
+
+/** Which conversation. */
+export interface ConversationRef {
+  conv: string;
+}
+
+/** A new title. */
+export interface ConversationUpdate {
+  conv: string;
+  title: string;
+  key?: string | null;
+}
+
+/** A conversation's snapshot (protocol section 4) at an offset of its topic. */
+export interface ConversationView {
+  conv: string;
+  gen: string;
+  off: number;
+  snap: Json;
+}
+
+/** Why a request was not fulfilled. */
+export interface ErrorBody {
+  /** A JSON-RPC code below 0, else the HTTP status. */
+  code: number;
+  /** Words for a person. */
+  message: string;
+  data: ErrorData;
+}
+
+/** What a program goes by; further members depend on the kind. */
+export interface ErrorData {
+  /** The stable name of what went wrong. */
+  kind: string;
+  /** Whether the same request may succeed later. */
+  retry: boolean;
+  /** How long to wait before. */
+  after_ms?: number;
+  /** The member that does not fit, `$.input[0].text`. */
+  path?: string;
+  /** Names the line of the hub's log. */
+  trace?: string;
+}
+
+/** The answer to `hello`. */
+export interface HelloAnswer {
+  /** The version of the protocol. */
+  v: number;
+  /** Who answers. */
+  server: ServerTold;
+  /** Who the client is taken for. */
+  user: User;
+  /** What to resume after a cut. */
+  session: SessionTold;
+  /** Names of the client's tools that cannot be had. */
+  tools_refused: string[];
+  /** The heartbeat's times. */
+  ping: PingTold;
+  /** What this connection may take. */
+  limits: LimitsTold;
+  /** For each topic that was asked for its answer, or why it cannot be had. */
+  topics: Record<string, SubscribeOutcome>;
+}
+
+/** Params of `hello`; only `v` and `client.id` are required (protocol section 2). */
+export interface HelloParams {
+  v: number;
+  client: ClientInfo;
+  auth?: Auth | null;
+  caps?: Json;
+  topics?: Record<string, Position>;
+  tools?: ClientTool[] | null;
+  resume?: Resume | null;
+}
+
+/** A source of tools and its tools; null removes it. */
+export interface HubConnector {
+  id: string;
+  patch: Json | null;
+}
+
+/** A model that runs can use; null removes it. */
+export interface HubModel {
+  id: string;
+  patch: Json | null;
+}
+
+/** A plugin's state; null removes it. */
+export interface HubPlugin {
+  id: string;
+  patch: Json | null;
+}
+
+/** A question is settled. */
+export interface InboxAskClose {
+  ask: string;
+  conv: string;
+}
+
+/** A question waits for the user. */
+export interface InboxAskOpen {
+  ask: string;
+  conv: string;
+  run: string;
+  kind: string;
+  title: string;
+}
+
+/** A conversation is new or changed. */
+export interface InboxConv {
+  conv: string;
+  patch: Json;
+}
+
+/** A conversation was deleted. */
+export interface InboxConvDrop {
+  conv: string;
+}
+
+/** A run's status changed. */
+export interface InboxRun {
+  run: string;
+  conv: string;
+  patch: Json;
+}
+
+/** A run ended. */
+export interface InboxRunClose {
+  run: string;
+  conv: string;
+  status: 'cancelled' | 'done' | 'failed' | 'interrupted' | 'limit';
+}
+
+/** A run was accepted in one of the user's conversations. */
+export interface InboxRunOpen {
+  run: string;
+  conv: string;
+  kind: string;
+  status: string;
+}
+
+/** A piece of a user's message: text, or a file that was uploaded (`ref`). */
+export interface InputPart {
+  kind: 'file' | 'image' | 'text';
+  text?: string | null;
+  ref?: string | null;
+  mime?: string | null;
+  name?: string | null;
+}
+
+/** What a connection may take. */
+export interface LimitsTold {
+  /** Bytes of a frame. */
+  frame: number;
+  /** Requests that are not answered yet. */
+  inflight: number;
+  /** Subscriptions. */
+  topics: number;
+}
+
+/** A user's message with its parts, or the beginning of an assistant's with none. */
+export interface MessageAdd {
+  msg: string;
+  role: 'assistant' | 'user';
+  ts: number;
+  parts: Json[];
+  run?: string | null;
+  agent?: string | null;
+  by?: string | null;
+  parent?: string | null;
+  step?: number | null;
+}
+
+/** A message is gone. */
+export interface MessageDrop {
+  msg: string;
+}
+
+/** The messages before one, the newest that fit. */
+export interface MessageList {
+  conv: string;
+  before?: string | null;
+  /** Default `100`. */
+  limit?: number;
+}
+
+/** Messages in order with what belongs to them; `before` is the oldest included, where there are more. */
+export interface MessageListed {
+  messages: Json[];
+  runs: Json;
+  tools: Json;
+  before?: string;
+}
+
+/** A model: its full name `provider/model` and what is known of it. */
+export interface ModelInfo {
+  model: string;
+  provider: string;
+  label?: string;
+  context?: number;
+  /** Default `false`. */
+  demo?: boolean;
+  /** Default `false`. */
+  default?: boolean;
+}
+
+/** The models that runs can use. */
+export interface ModelListed {
+  models: ModelInfo[];
+}
+
+/** Nothing to tell. */
+export type NoResult = Record<string, never>;
+
+/** No params. */
+export type Nothing = Record<string, never>;
+
+/** A piece is complete. `len` counts Unicode code points; `partial` means that it was cut. */
+export interface PartClose {
+  part: number;
+  len: number;
+  /** Default `false`. */
+  partial?: boolean;
+}
+
+/** What came is void. */
+export interface PartDrop {
+  part: number;
+  why: 'config' | 'fallback' | 'provider_retry';
+}
+
+/** A piece of a message begins; deltas fill it. */
+export interface PartOpen {
+  part: number;
+  run: string;
+  msg: string;
+  kind: 'file' | 'image' | 'reasoning' | 'text' | 'tool_args' | 'tool_output';
+  ts: number;
+  call?: string | null;
+  agent?: string | null;
+  name?: string | null;
+}
+
+/** The answer to an accepted patch; `at` says from which offset of which topic it is visible. */
+export interface Patched {
+  rev: number;
+  effective: Json;
+  applies: 'next_step' | 'now';
+  at: Record<string, number>;
+}
+
+/** The heartbeat: how often the hub sends one, and how long it waits for the answer. */
+export interface PingTold {
+  every_ms: number;
+  timeout_ms: number;
+}
+
+/** What `plugin.list`, the `hub` topic and `sag plugin list` show of a plugin. */
+export interface PluginInfo {
+  /** The entry point's; a second one of the same name is shown as `name@distribution`. */
+  name: string;
+  /** The package that it comes in. */
+  dist: string;
+  /** The package that it comes in. */
+  version: string;
+  /** `on`, `off` (by plugins.toml) or `failed`. */
+  status: 'failed' | 'off' | 'on';
+  /** Why it is off. */
+  reason: string | null;
+  /** What is wrong with it while it is on. */
+  problems: string[];
+  /** What it says of itself. */
+  notes: string[];
+  /** What it brings; empty unless it is on. */
+  provides: Provides;
+}
+
+/** All plugins that were found. */
+export interface PluginListed {
+  plugins: PluginInfo[];
+}
+
+/** Where a client stands in a topic, or from where it wants to begin; `start` is for the hub's own use. */
+export interface Position {
+  gen?: string | null;
+  off?: number | null;
+  from?: 'head' | 'snapshot' | 'start' | null;
+}
+
+/** Names of what a plugin brings; `topics` holds its family, if it has one. */
+export interface Provides {
+  tools?: string[];
+  providers?: string[];
+  kinds?: string[];
+  operations?: string[];
+  topics?: string[];
+}
+
+/** The token was taken; in how many ms it expires, null for never. */
+export interface Refreshed {
+  expires_ms: number | null;
+}
+
+/** The session to go on with. */
+export interface Resume {
+  session: string;
+  secret: string;
+}
+
+/** Whoever asked waits no longer; the request is still answered, with 499 if it was cancelled. */
+export interface RpcCancel {
+  /** The id of the request. */
+  id: number | string;
+}
+
+/** How far the client is with a `tool.call`. */
+export interface RpcProgress {
+  /** The id of the request. */
+  id: string;
+  /** How much of how much. */
+  done: number;
+  /** How much of how much. */
+  total?: number | null;
+  /** What it does now. */
+  text?: string | null;
+}
+
+/** Which run, and whether at once or when its step is over. */
+export interface RunCancel {
+  run: string;
+  /** Default `'now'`. */
+  mode?: 'after_step' | 'now';
+  key?: string | null;
+}
+
+/** The run's status, and from which offset it is visible. */
+export interface RunCancelled {
+  run: string;
+  status: string;
+  at: Record<string, number>;
+}
+
+/** The run's last event. */
+export interface RunClose {
+  run: string;
+  status: 'cancelled' | 'done' | 'failed' | 'interrupted' | 'limit';
+  usage: Usage;
+  ts: number;
+  error?: RunError | null;
+}
+
+/** Why a run failed: a stable kind, words for a person, whether trying again may help. */
+export interface RunError {
+  kind: string;
+  message: string;
+  /** Default `false`. */
+  retry?: boolean;
+}
+
+/** Which run, in which format. */
+export interface RunExport {
+  run: string;
+  /** Default `'json'`. */
+  format?: 'json' | 'md';
+}
+
+/** The run's transcript; `text` holds the document. */
+export interface RunExported {
+  run: string;
+  format: string;
+  mime: string;
+  text: string;
+}
+
+/** A run as it is listed; `ts` is when it was accepted, Unix ms. */
+export interface RunInfo {
+  run: string;
+  conv: string;
+  kind: string;
+  status: string;
+  ts: number;
+}
+
+/** Which runs: of one conversation or of all, the newest first. */
+export interface RunList {
+  conv?: string | null;
+  /** Default `50`. */
+  limit?: number;
+}
+
+/** Runs, the newest first. */
+export interface RunListed {
+  runs: RunInfo[];
+}
+
+/** A run was accepted. `base` is the config of the layers below it, frozen when it begins, `begun` its turn. */
+export interface RunOpen {
+  run: string;
+  kind: string;
+  by: string;
+  client: string;
+  config: Json;
+  rev: number;
+  status: 'queued' | 'running';
+  ts: number;
+  base?: Json | null;
+  begun?: number | null;
+}
+
+/** A merge patch on the run's object of the snapshot. */
+export interface RunPatch {
+  run: string;
+  patch: Json;
+}
+
+/** Which run. */
+export interface RunRef {
+  run: string;
+}
+
+/** Which run. */
+export interface RunResume {
+  run: string;
+  /** Default `true`. */
+  subscribe?: boolean;
+  key?: string | null;
+}
+
+/** Params of `run.start`; only `input` is required (protocol section 4). */
+export interface RunStart {
+  input: InputPart[];
+  conv?: string | null;
+  kind?: string | null;
+  /** Default `'queue'`. */
+  when?: 'interrupt' | 'queue' | 'reject' | 'steer';
+  config?: Json;
+  /** Default `true`. */
+  subscribe?: boolean;
+  key?: string | null;
+}
+
+/** The run was accepted; `at` says from which offset of which topic the effect is visible. */
+export interface RunStarted {
+  conv: string;
+  run: string;
+  state: 'queued' | 'running' | 'steered';
+  at: Record<string, number>;
+  msg?: string;
+}
+
+/** A run's object of the snapshot, and where it is. */
+export interface RunView {
+  run: string;
+  conv: string;
+  object: Json;
+}
+
+/** Who answers. */
+export interface ServerTold {
+  name: string;
+  version: string;
+}
+
+/** The session. */
+export interface SessionTold {
+  /** Its id, for `resume`. */
+  id: string;
+  /** Goes with the id; a new one at each hello. */
+  secret: string;
+  /** Whether it is the one that was asked for. */
+  resumed: boolean;
+  /** How long it is kept after a cut. */
+  keep_ms: number;
+}
+
+/** A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `cancelled`, `failed`, `interrupted`. */
+export interface StepClose {
+  run: string;
+  step: number;
+  finish: string;
+  usage?: Usage | null;
+}
+
+/** A model round begins; it runs on the config of this moment. */
+export interface StepOpen {
+  run: string;
+  step: number;
+  model: string;
+  agent?: string | null;
+}
+
+/** Params of `topic.subscribe`. */
+export interface SubscribeParams {
+  topic: string;
+  gen?: string | null;
+  off?: number | null;
+  from?: 'head' | 'snapshot' | null;
+}
+
+/** The answer to a subscriber; `snap` is the whole state at `off`. */
+export interface Subscribed {
+  mode: 'replay' | 'snapshot';
+  gen: string;
+  off: number;
+  head: number;
+  t?: number;
+  snap?: unknown;
+  lost?: Json;
+}
+
+/** Which token. */
+export interface TokenDrop {
+  id: string;
+  key?: string | null;
+}
+
+/** A token as it is listed. Times in Unix ms. */
+export interface TokenInfo {
+  id: string;
+  user: string;
+  name: string;
+  roles: string[];
+  created: number;
+  expires?: number;
+}
+
+/** All tokens, without their texts. */
+export interface TokenListed {
+  tokens: TokenInfo[];
+}
+
+/** The token's text, which is shown this once, and its listing. */
+export interface TokenMade {
+  token: string;
+  info: TokenInfo;
+}
+
+/** For whom, with what label and roles, for how long. */
+export interface TokenNew {
+  /** Default `'local'`. */
+  user?: string;
+  name?: string;
+  /** Default `false`. */
+  admin?: boolean;
+  expires_s?: number | null;
+  key?: string | null;
+}
+
+/** What the tool gave: `content` holds parts, `{kind: "text", text}`; any other JSON object is kept as it is. */
+export interface ToolAnswer {
+  content?: Json[];
+}
+
+/** Params of `tool.call`. */
+export interface ToolCall {
+  /** The call's id in the conversation. */
+  call: string;
+  /** The run that it belongs to. */
+  run: string;
+  /** As the client declared it. */
+  name: string;
+  /** Fits the tool's `input`. */
+  args: Json;
+  /** How long the client may take. */
+  deadline_ms: number;
+  /** The call was sent before, on a connection that broke. */
+  redelivered: boolean;
+}
+
+/** A call ended. `ms` is how long it took. */
+export interface ToolClose {
+  call: string;
+  status: 'cancelled' | 'denied' | 'error' | 'invalid' | 'lost' | 'ok' | 'timeout';
+  ms: number;
+  result?: unknown;
+  error?: Json | null;
+  ref?: string | null;
+}
+
+/** A tool of the hub; `input` is the JSON Schema of its arguments. */
+export interface ToolInfo {
+  name: string;
+  description: string;
+  origin: string;
+  risk: string;
+  input: Json;
+}
+
+/** The hub's tools. */
+export interface ToolListed {
+  tools: ToolInfo[];
+}
+
+/** A tool call begins; `origin` names the connector or plugin. */
+export interface ToolOpen {
+  call: string;
+  run: string;
+  name: string;
+  origin: string;
+  args: unknown;
+  risk: string;
+  ts: number;
+  step?: number | null;
+}
+
+/** How far a call is. */
+export interface ToolProgress {
+  call: string;
+  done: number;
+  total?: number | null;
+  text?: string | null;
+}
+
+/** A subscription ended. After `gen` and `behind` the client subscribes again. */
+export interface TopicClosed {
+  /** The subscription's number. */
+  t: number;
+  /** Why. */
+  reason: 'behind' | 'deleted' | 'denied' | 'gen';
+}
+
+/** Why a topic cannot be had; the rest of the answer holds all the same. */
+export interface TopicRefused {
+  error: ErrorBody;
+}
+
+/** Tokens and cost of a step or a run. Cost in US dollars, left out where the price is not known. */
+export interface Usage {
+  input: number;
+  output: number;
+  /** Default `0`. */
+  reasoning?: number;
+  /** Default `0`. */
+  cached?: number;
+  cost_usd?: number | null;
+}
+
+/** Who calls. A user with the role `admin` may what `admin` operations do. */
+export interface User {
+  id: string;
+  name: string;
+  roles: string[];
+}
+
+/** The answer to a subscriber, or why the topic cannot be had. */
+export type SubscribeOutcome = Subscribed | TopicRefused;
+
+/** What can be asked for, by method. */
+export interface Operations {
+  /** Settle an ask; the first valid answer wins. */
+  'ask.answer': { params: AskAnswer; result: AskAnswered };
+  /** A scope's config, what follows of it, and its schema. */
+  'config.get': { params: ConfigGet; result: ConfigView };
+  /** Patch a scope's config; a run takes it up at its next step, or at once. */
+  'config.patch': { params: ConfigPatch; result: Patched };
+  /** Delete a conversation with all that is in it; its runs end first. */
+  'conversation.delete': { params: ConversationDelete; result: Changed };
+  /** A conversation as it is now. */
+  'conversation.get': { params: ConversationRef; result: ConversationView };
+  /** The user's conversations. */
+  'conversation.list': { params: ConversationList; result: ConversationListed };
+  /** Rename a conversation. */
+  'conversation.update': { params: ConversationUpdate; result: Changed };
+  /** Older messages of a conversation. */
+  'message.list': { params: MessageList; result: MessageListed };
+  /** The models that runs can use. */
+  'model.list': { params: Nothing; result: ModelListed };
+  /** The plugins, what each brings, and what is wrong with it. */
+  'plugin.list': { params: Nothing; result: PluginListed };
+  /** End a run; what came stays. */
+  'run.cancel': { params: RunCancel; result: RunCancelled };
+  /** A run's transcript as a document. */
+  'run.export': { params: RunExport; result: RunExported };
+  /** A run's object. */
+  'run.get': { params: RunRef; result: RunView };
+  /** The user's runs. */
+  'run.list': { params: RunList; result: RunListed };
+  /** Go on with an interrupted run; what was finished is not done again. */
+  'run.resume': { params: RunResume; result: RunStarted & { topic?: SubscribeOutcome } };
+  /** Give input to a conversation: begin a run, queue it, or join the active one. */
+  'run.start': { params: RunStart; result: RunStarted & { topic?: SubscribeOutcome } };
+  /** Revoke an API token; the connections that it opened end. */
+  'token.drop': { params: TokenDrop; result: TokenInfo };
+  /** The API tokens. */
+  'token.list': { params: Nothing; result: TokenListed };
+  /** Make an API token; its text is shown here and never again. */
+  'token.new': { params: TokenNew; result: TokenMade };
+  /** The hub's tools. */
+  'tool.list': { params: Nothing; result: ToolListed };
+  /** Who the caller is. */
+  'user.me': { params: Nothing; result: User };
+}
+
+/** Requests about the connection, which `Client` makes itself. */
+export interface SocketOperations {
+  /** Replace the token of this connection by a newer one of the same user. */
+  'auth.refresh': { params: Auth; result: Refreshed };
+  /**
+   * The first request of a connection: who it is, which topics it follows, which tools it offers, which session it goes
+   * on with.
+   */
+  hello: { params: HelloParams; result: HelloAnswer };
+  /** Follow a topic from a position, or from its state; the events come after the answer, under its `t`. */
+  'topic.subscribe': { params: SubscribeParams; result: Subscribed };
+  /** Follow a topic no longer. */
+  'topic.unsubscribe': { params: SubscribeParams; result: NoResult };
+}
+
+/** What the hub asks a client for. */
+export interface HubRequests {
+  /** The hub calls a tool that the client declared in `hello`. It stays open over a cut until its deadline. */
+  'tool.call': { params: ToolCall; result: ToolAnswer };
+}
+
+/** Messages that are not answered. */
+export interface Notifications {
+  /** The token will expire; without `auth.refresh` by then the connection ends with 4004. */
+  'auth.expiring': AuthExpiring;
+  /** The connection will be closed: with which code, why, whether to come back, and after how long. */
+  bye: Bye;
+  /** Whoever asked waits no longer; the request is still answered, with 499 if it was cancelled. */
+  'rpc.cancel': RpcCancel;
+  /** How far the client is with a `tool.call`. */
+  'rpc.progress': RpcProgress;
+  /** A subscription ended. After `gen` and `behind` the client subscribes again. */
+  'topic.closed': TopicClosed;
+}
+
+/** Data of events, by the family of the topic and the event's name. */
+export interface Events {
+  /** `conv:<id>` */
+  conv: {
+    'message.add': MessageAdd;
+    'message.drop': MessageDrop;
+    'run.open': RunOpen;
+    run: RunPatch;
+    'step.open': StepOpen;
+    'step.close': StepClose;
+    'agent.open': AgentOpen;
+    'agent.close': AgentClose;
+    'part.open': PartOpen;
+    delta: (number | string)[];
+    'part.close': PartClose;
+    'part.drop': PartDrop;
+    'tool.open': ToolOpen;
+    'tool.progress': ToolProgress;
+    'tool.close': ToolClose;
+    'ask.open': AskOpen;
+    'ask.close': AskClose;
+    config: ConfigPatched;
+    'config.applied': ConfigApplied;
+    'run.close': RunClose;
+    conv: ConvPatch;
+  };
+  /** `user:me` */
+  user: {
+    conv: InboxConv;
+    'conv.drop': InboxConvDrop;
+    'run.open': InboxRunOpen;
+    run: InboxRun;
+    'run.close': InboxRunClose;
+    'ask.open': InboxAskOpen;
+    'ask.close': InboxAskClose;
+  };
+  /** `client:<id>` */
+  client: {
+    config: ClientConfig;
+    client: ClientPatch;
+  };
+  /** `hub` */
+  hub: {
+    plugin: HubPlugin;
+    connector: HubConnector;
+    model: HubModel;
+  };
+}
