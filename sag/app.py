@@ -34,7 +34,7 @@ from sag.engine.transport import Transport
 from sag.errors import Fault, StartError
 from sag.hooks.host import Extensions, PluginHost
 from sag.hooks.hub import Services
-from sag.hooks.provider import Model
+from sag.hooks.provider import HttpProvider, Model
 from sag.hooks.watchdog import Watchdog
 from sag.hub.connection import Auth, HelloParams, SubscribeParams
 from sag.hub.hub import Hub
@@ -141,6 +141,8 @@ class App:
         await self._publish_hub()
         self.watchdog.start()
         self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+        if any(isinstance(p, HttpProvider) for p in self.extensions.providers.values()):
+            self.hub.spawn(self.outbound.warm())
         self._write_address()
         gc.collect()
         gc.freeze()  # measured: a full collection with 5,000 idle sockets stops the loop for 179 ms
@@ -347,8 +349,8 @@ class PluginServices(Services):
         self._app.extensions.set_models(provider, models)
         self._app._announce()
 
-    def http(self) -> httpx.AsyncClient:
-        return self._app.outbound.client()
+    def http(self, trusted: bool) -> httpx.AsyncClient:
+        return self._app.outbound.client(trusted=trusted)
 
 
 def differences(now: Json, wanted: Json) -> Json:

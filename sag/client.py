@@ -250,6 +250,7 @@ class Client:
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._silence_s = HELLO_S
         self._bye: Json | None = None
+        self._not_before = 0.0
         self._running: dict[str, asyncio.Task[None]] = {}
         self._answers: OrderedDict[str, bytes] = OrderedDict()
         self._fault: Fault | None = None
@@ -421,7 +422,7 @@ class Client:
                 return
             attempt = 0 if loop.time() - began >= STEADY_S else attempt + 1
             wait_s = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10)))
-            wait_s += (fault.after_ms or 0) / 1000
+            wait_s = max(wait_s, self._not_before - loop.time(), (fault.after_ms or 0) / 1000)
             self._on_status("lost", {"reason": fault.message, "wait_s": wait_s})
             await asyncio.sleep(wait_s)
 
@@ -518,8 +519,7 @@ class Client:
             return e
         if bye := self._bye:
             text = f"the hub closed the connection ({bye.get('code')} {bye.get('reason')})"
-            again, after_ms = bool(bye.get("reconnect")), bye.get("after_ms")
-            return Fault("connection.ended", text, code=bye.get("code"), retry=again, after_ms=after_ms)
+            return Fault("connection.ended", text, code=bye.get("code"), retry=bool(bye.get("reconnect")))
         if isinstance(e, ConnectionClosed):
             code = e.rcvd.code if e.rcvd else 1006
             return Fault("connection.ended", "the connection broke", code=code, retry=not 4500 <= code < 5000)
@@ -608,6 +608,7 @@ class Client:
                 task.cancel()
         elif method == "bye":
             self._bye = params
+            self._not_before = asyncio.get_running_loop().time() + (params.get("after_ms") or 0) / 1000
             self._on_status("bye", params)
         elif method == "auth.expiring":
             self._on_status("auth.expiring", params)

@@ -80,6 +80,7 @@ KINDS: dict[str, Kind] = {
     "provider.context": Kind(502, False, "The conversation is too long for the model."),
     "provider.refused": Kind(502, False, "The model's server refuses the request."),
     "provider.timeout": Kind(504, True, "The model's server did not answer in time."),
+    "outbound.large": Kind(502, False, "What was fetched is larger than the limit."),
     "outbound.denied": Kind(403, False, "The address is not one that the hub may fetch."),
     "tool.error": Kind(502, False, "The tool failed."),
     "draining": Kind(503, True, "The hub is going down; come back in a moment."),

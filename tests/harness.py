@@ -532,6 +532,7 @@ class Client:
         self._waiting: dict[int, tuple[str, Json, asyncio.Future[Any]]] = {}
         self._by_t: dict[int, View] = {}
         self._id = 0
+        self._stopping = False
         self.pongs = True
 
     # connecting
@@ -599,17 +600,22 @@ class Client:
                 async with asyncio.timeout(WAIT_S):
                     await self.connect()
                 assert self._reader is not None
-                await asyncio.wait({self._reader})
+                if not self._stopping:
+                    await asyncio.wait({self._reader})
+            if self._stopping:
+                return
             if self.code is not None and 4500 <= self.code < 5000:
                 return
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """End in order."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        self._stopping = True
         if self._ws is not None:
+            await self._ws.close()
+        if self._keeper is not None:
+            await asyncio.wait({self._keeper}, timeout=WAIT_S + 1)
+            assert self._ws is not None
             await self._ws.close()
         if self._reader is not None:
             await asyncio.wait({self._reader}, timeout=WAIT_S)

@@ -97,27 +97,6 @@ async def test_a_hub_that_is_killed_and_comes_back_is_gone_on_with(make_hub):
     assert "lost" in statuses[1:]
 
 
-async def test_a_hub_that_drains_is_asked_again_when_it_is_back(make_hub):
-    hub = make_hub()
-    async with Client(hub.url) as c:
-        started = await c.call("run.start", say("flood 1000 10"))
-        topic = await c.subscribe(f"conv:{started['conv']}")
-        await topic.until(lambda state: text_of(state, started["run"]))
-        byes: list[str] = []
-        c._on_status = lambda name, _: byes.append(name)
-        hub.terminate()
-        await until(lambda: "bye" in byes, "bye")
-        refused = asyncio.create_task(c.call("run.start", say("after")))
-        await asyncio.sleep(0)
-        hub.terminate()  # a second signal hurries
-        await hub.ended()
-        await hub.restart()
-        async with asyncio.timeout(WAIT_S * 2):
-            again = await refused
-        other = await c.subscribe(f"conv:{again['conv']}")
-        await other.until(ended(again["run"]))
-
-
 async def test_refusals_are_raised_with_their_kind(common: Hub):
     async with Client(common.url) as c:
         for name in ("conv:nobody", "nonsense"):
@@ -423,6 +402,23 @@ async def test_a_change_is_sent_again_under_its_key_and_the_new_secret_is_shown(
         assert (await script.welcome())["resume"]["secret"] == "second"
 
 
+async def test_what_a_hub_that_goes_down_refuses_is_asked_of_the_one_that_comes_up():
+    async with scripted() as (url, connections), played(url, connections) as (c, script):
+        calling = asyncio.create_task(c.call("run.start", say("hello")))
+        first = await script.read()
+        error = {"code": 503, "message": "going down", "data": {"kind": "draining", "retry": True, "after_ms": 1000}}
+        bye = {"code": 4000, "reason": "restart", "reconnect": True, "after_ms": 50}
+        await script.send({"method": "bye", "params": bye}, {"id": first["id"], "error": error})
+        await script.socket.close(4000)
+        script = await connection(connections)
+        await script.welcome()
+        again = await script.read()
+        assert again["params"] == first["params"]
+        await script.send({"id": again["id"], "result": {"conv": "c1"}})
+        async with asyncio.timeout(WAIT_S):
+            assert await calling == {"conv": "c1"}
+
+
 async def test_hello_asks_for_every_topic_where_it_stands_and_what_does_not_fit_is_asked_for_alone():
     async with scripted() as (url, connections), played(url, connections) as (c, script):
         subscribing = asyncio.create_task(c.subscribe("n:1"))
@@ -444,7 +440,7 @@ async def test_hello_asks_for_every_topic_where_it_stands_and_what_does_not_fit_
 
 
 async def test_a_server_that_falls_silent_is_left():
-    async with scripted() as (url, connections), played(url, connections, every_ms=50, timeout_ms=50) as (c, script):
+    async with scripted() as (url, connections), played(url, connections, every_ms=50, timeout_ms=50) as (c, _):
         again = await connection(connections)
         await again.welcome()
         await until(lambda: c.connected)

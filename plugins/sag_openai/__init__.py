@@ -125,7 +125,7 @@ async def _list_models(hub: Hub[Settings], provider: ChatProvider) -> None:
     """Announce the server's models beside the configured one; that it cannot be asked is only noted."""
     url = f"{provider.base_url}/models"
     try:
-        async with asyncio.timeout(LIST_S), hub.http.stream("GET", url, headers=provider.headers) as answer:
+        async with asyncio.timeout(LIST_S), hub.configured_http.stream("GET", url, headers=provider.headers) as answer:
             if answer.status_code != 200:
                 raise provider.error(answer.status_code, answer.headers, b"")
             body = bytearray()

@@ -689,7 +689,9 @@ class Engine:
             applies = "now"
             tx.after(run.restart_step)
         effective = self._named(layered(*below, fresh), what)
-        return Patched(current + 1, effective, applies, {topic.name: at})
+        result = Patched(current + 1, effective, applies, {topic.name: at})
+        await call.commit(result, "config_commit")
+        return result
 
     def _check_model(self, patch: Json) -> None:
         """A model that nobody serves is refused where it is set rather than when a step wants it.

@@ -81,8 +81,8 @@ class Services(Protocol):
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of a provider's models."""
 
-    def http(self) -> httpx.AsyncClient:
-        """The guarded client, shared by all plugins; it is not closed by them."""
+    def http(self, trusted: bool) -> httpx.AsyncClient:
+        """The shared client, guarded unless it is for URLs that an administrator configured; plugins do not close it."""
 
 
 class TopicFamily:
@@ -282,7 +282,12 @@ class Hub(Generic[S]):
     @property
     def http(self) -> httpx.AsyncClient:
         """The guarded HTTP client: it refuses addresses that the hub may not fetch (Fault outbound.denied)."""
-        return self._live.http()
+        return self._live.http(False)
+
+    @property
+    def configured_http(self) -> httpx.AsyncClient:
+        """A client without that guard, for URLs that stand in this plugin's settings and for no others."""
+        return self._live.http(True)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
         """Run a coroutine in the background until it ends or the hub goes down.

@@ -76,7 +76,10 @@ class ModelRequest(Struct):
 
 
 class HttpRequest(Struct):
-    """What to send. `headers` may hold secrets; they are not logged."""
+    """What to send. `headers` may hold secrets; they are not logged.
+
+    With an `Accept` header an answer of another media type is refused; JSON with an `error` goes to `Provider.error`.
+    """
 
     url: str
     body: bytes
@@ -146,6 +149,9 @@ class Decoder(Protocol):
     def feed(self, data: bytes) -> Sequence[Chunk]:
         """The chunks that are complete now.
 
+        An error behind good chunks is held back until they were taken: the transport calls `feed(b"")` then, which
+        otherwise does nothing.
+
         Raises:
             ProviderError: The answer is not of the protocol, or carries an error.
         """
@@ -202,7 +208,7 @@ class StreamProvider(Protocol):
     name: str
 
     def stream(self, request: ModelRequest) -> AsyncIterator[Chunk]:
-        """The chunks of one round, as they come."""
+        """The chunks of one round, as they come; `Finish` is the last, without it the answer counts as cut."""
 
     def models(self) -> Sequence[Model]:
         """The models that are known without asking anybody."""

@@ -67,6 +67,6 @@ class FakeServices:
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         self.models[provider] = list(models)
 
-    def http(self) -> httpx.AsyncClient:
+    def http(self, trusted: bool = False) -> httpx.AsyncClient:
         assert self.client is not None
         return self.client

@@ -6,11 +6,12 @@ import asyncio
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.harness import running
+from tests.harness import Hub
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -27,23 +28,23 @@ def _missing() -> str:
 
 @pytest.mark.browser
 @pytest.mark.timeout(240)
-async def test_a_person_chats_in_the_browser(tmp_path: Path) -> None:
+async def test_a_person_chats_in_the_browser(tmp_path: Path, make_hub: Callable[..., Hub]) -> None:
     reason = _missing()
     if reason and os.environ.get("CI"):
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
     shots = Path(os.environ.get("SAG_SHOTS", tmp_path / "shots"))
-    async with running(tmp_path / "data") as hub:
-        process = await asyncio.create_subprocess_exec(
-            NODE, "e2e/journey.mjs", hub.url, str(shots), CHROMIUM,
-            cwd=ROOT / "static" / "chat", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            output, _ = await asyncio.wait_for(process.communicate(), 200)
-        finally:
-            if process.returncode is None:
-                process.kill()
+    hub = make_hub(SAG_DEMO_TOKEN_MS="18")
+    process = await asyncio.create_subprocess_exec(
+        NODE, "e2e/journey.mjs", hub.url, str(shots), CHROMIUM,
+        cwd=ROOT / "static" / "chat", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 200)
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert process.returncode == 0, output.decode()
     assert output.decode().count("ok: ") == 9, output.decode()
     assert len(list(shots.glob("*.png"))) >= 8

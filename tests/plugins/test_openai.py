@@ -666,7 +666,7 @@ class Services:
     def set_models(self, provider, models):
         self.models[provider] = list(models)
 
-    def http(self):
+    def configured_http(self):
         return self.outbound.client()
 
 

@@ -65,6 +65,7 @@ export type ErrorKind =
   | 'provider.context'
   | 'provider.refused'
   | 'provider.timeout'
+  | 'outbound.large'
   | 'outbound.denied'
   | 'tool.error'
   | 'draining'

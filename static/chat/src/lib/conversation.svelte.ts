@@ -146,7 +146,8 @@ export class Conversation {
       const scope = `run:${id}`;
       const { applied } = run;
       if (!applied || this.changes.some((c) => c.scope === scope && c.rev >= applied.rev)) continue;
-      this.#addChange({ scope, rev: applied.rev, patch: null, by: null, step: applied.step });
+      const patch = run.rev === applied.rev ? run.config : null;
+      this.#addChange({ scope, rev: applied.rev, patch, by: null, step: applied.step });
     }
   }
 }
