@@ -21,11 +21,23 @@ Json = dict[str, Any]
 
 
 class Address(NamedTuple):
-    """Where a hub is and what opens it; `own` means that the hub itself told it, in its data folder."""
+    """Where a hub is and what opens it.
+
+    Attributes:
+        url: `http(s)://host:port`.
+        token: A bearer token.
+        own: Whether the hub itself told the address, in its data folder.
+        data: That folder, where the token is the hub's own: both change when the hub is started again.
+    """
 
     url: str
     token: str | None = None
     own: bool = False
+    data: Path | None = None
+
+    def now(self) -> Address:
+        """The address as it is by now."""
+        return (own_hub(self.data) if self.data is not None else None) or self
 
     def tls(self) -> ssl.SSLContext | None:
         """How to check the hub's certificate. That of this machine's own hub names a public name, not the address."""
@@ -48,7 +60,7 @@ def own_hub(data: Path) -> Address | None:
             url = urlunsplit(parts._replace(netloc=f"{host}:{parts.port}"))
     except (OSError, ValueError, KeyError, TypeError, msgspec.DecodeError):
         return None
-    return Address(url, token, own=True) if _lives(pid) else None
+    return Address(url, token, own=True, data=data) if _lives(pid) else None
 
 
 def find(url: str | None, token: str | None, data: str | None) -> Address:
@@ -68,7 +80,7 @@ def find(url: str | None, token: str | None, data: str | None) -> Address:
     own = own_hub(settings.data)
     url = (url or "").rstrip("/")
     if own is not None and url in ("", own.url):
-        return own._replace(token=token or own.token)
+        return own._replace(token=token, data=None) if token else own
     return Address(url or f"http://127.0.0.1:{HubSettings().port}", token)
 
 

@@ -36,7 +36,7 @@ from sag.hooks.host import Extensions, PluginHost
 from sag.hooks.hub import Services
 from sag.hooks.provider import HttpProvider, Model
 from sag.hooks.watchdog import Watchdog
-from sag.hub.connection import Auth, HelloParams, SubscribeParams
+from sag.hub.connection import Auth, HelloParams, SubscribeParams, UnsubscribeParams
 from sag.hub.hub import Hub
 from sag.hub.subscription import Follower, Subscribed, resolve
 from sag.ops.dispatch import Call, Dispatcher, User
@@ -219,7 +219,7 @@ class App:
         """A generated schema document by name."""
         from sag.ops.export import document, socket_operations
 
-        socket = socket_operations(HelloParams, SubscribeParams, Subscribed, Auth)
+        socket = socket_operations(HelloParams, SubscribeParams, UnsubscribeParams, Subscribed, Auth)
         return document(name, self.registry, __version__, socket, self.topics.families)
 
     def _announce(self) -> None:
@@ -283,7 +283,7 @@ def declared() -> Declared:
     registry = Registry()
     for area in (Runs, Conversations, Config, System):
         registry.add_all(object.__new__(area))  # a declaration needs no parts behind it
-    socket = export.socket_operations(HelloParams, SubscribeParams, Subscribed, Auth)
+    socket = export.socket_operations(HelloParams, SubscribeParams, UnsubscribeParams, Subscribed, Auth)
     return export.declared(registry, __version__, socket)
 
 

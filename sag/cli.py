@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as `sag schema … | head` leaves it
+        sys.stderr.close()
+        return 0
 
 
 def _serve(args: argparse.Namespace) -> int:

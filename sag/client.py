@@ -230,7 +230,7 @@ class Client:
         on_status: Callable[[str, Json], None] = lambda name, details: None,
     ) -> None:
         self._address = url if isinstance(url, Address) else Address(url)
-        self._token = token or self._address.token
+        self._token = token
         self._client = {"id": client_id, "kind": "cli", "name": "sag", "version": __version__}
         self._tools = {tool.name: tool for tool in tools}
         self._caps = caps or {}
@@ -430,6 +430,7 @@ class Client:
         """Connect, greet, read until it ends; always raises."""
         out = self._out = asyncio.Queue()
         self._silence_s = HELLO_S
+        self._address = self._address.now()
         async with connect(
             _socket_url(self._address.url),
             subprotocols=[Subprotocol("sag.1.json")],
@@ -478,8 +479,9 @@ class Client:
             "topics": {name: topic.position for name, topic in self.topics.items()},
             "tools": [tool.declaration() for tool in self._tools.values()],
         }
-        if self._token:
-            params["auth"] = {"scheme": "bearer", "token": self._token}
+        # Read only now: a hub that was started again tells its new token before it serves.
+        if token := self._token or self._address.now().token:
+            params["auth"] = {"scheme": "bearer", "token": token}
         if self.session:
             params["resume"] = {"session": self.session["id"], "secret": self.session["secret"]}
         self._greeted = greeted

@@ -43,6 +43,10 @@ class Events:
             data = self._unify(data)
         end = data.rfind(b"\n")
         tail = self._tail
+        if data.startswith(b"data:") and data.find(b"\n") == end - 1 == len(data) - 2 and end <= self._limit:
+            if not tail and not self._data:  # one whole event, as nearly every read is
+                self._at_start = False
+                return [[data[5:-2]]]
         if end < 0:
             tail += data
             if len(tail) > self._limit:

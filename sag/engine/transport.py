@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -106,12 +106,15 @@ class _Round(ABC):
     where the wait is, so that the consumer sees a `ProviderError` and never a cancel that nobody asked for.
     """
 
+    _task: asyncio.Task[Any]
+    _next: Callable[[], Awaitable[Any]]
+
     def __init__(self, provider: Provider, request: ModelRequest, deadlines: Deadlines) -> None:
         self._provider = provider
         self._request = request
         self._deadlines = deadlines
         self._timer: asyncio.TimerHandle | None = None
-        self._waiter: asyncio.Task[Any] | None = None
+        self._waiting = False
         self._since = 0.0
         self._begun = False
         self._answering = False
@@ -124,9 +127,18 @@ class _Round(ABC):
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._start = self._since = loop.time()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
         self._watch()
         try:
-            await self._wait(self._begin)
+            cancels = self._wait()
+            try:
+                await self._begin()
+            except BaseException as e:
+                self._fail(e, cancels)
+            if self._arrive():
+                self._settle(self._timeout())
             self._begun = True
         except BaseException:
             await self.__aexit__(None, None, None)
@@ -146,47 +158,62 @@ class _Round(ABC):
         return self
 
     async def __anext__(self) -> Sequence[Chunk]:
+        # Once per token: what is waited for is awaited here, with no coroutine in between (measured: 4 of 45 µs).
         if self._ended:
             raise StopAsyncIteration
         if self._answering:
             self._since = self._now()
-        batch: Sequence[Chunk] = await self._wait(self._read)
+        batch: Sequence[Chunk] | None
+        if self._late:
+            batch = self._settle(self._timeout())
+        else:
+            cancels = self._wait()
+            try:
+                batch = self._look()
+                while batch is not None and not batch:
+                    batch = self._take(await self._next())
+            except BaseException as e:
+                batch = self._fail(e, cancels)
+            else:
+                if self._arrive():
+                    batch = self._settle(self._timeout())
         if not batch:
             self._ended = True
             raise StopAsyncIteration
         self._answering = True
         return batch
 
-    async def _wait(self, step: Callable[[], Any]) -> Any:
-        """Run a step under the watchdog, and give every failure its kind."""
-        if self._late:
-            return self._settle(self._timeout())
-        self._waiter = task = asyncio.current_task()
-        assert task is not None
-        cancels = task.cancelling()
-        try:
-            result = await step()
-        except asyncio.CancelledError:
+    def _wait(self) -> int:
+        """Begin a wait under the watchdog; gives the cancels that the task had before."""
+        self._waiting = True
+        return self._task.cancelling()
+
+    def _arrive(self) -> bool:
+        """End a wait; whether the watchdog broke it and what was awaited swallowed the cancel."""
+        self._waiting = False
+        if not self._broke:
+            return False
+        self._broke = False
+        self._task.uncancel()
+        return True
+
+    def _fail(self, e: BaseException, cancels: int) -> Sequence[Chunk]:
+        """End a wait that raised, and give every failure its kind."""
+        self._waiting = False
+        if isinstance(e, asyncio.CancelledError):
             if not self._broke:
-                raise
+                raise e
             self._broke = False
-            if task.uncancel() > cancels:
-                raise
+            if self._task.uncancel() > cancels:
+                raise e
             return self._settle(self._timeout())
-        except Fault as e:
+        if isinstance(e, Fault):
             return self._settle(e)
-        except Exception as e:
+        if isinstance(e, Exception):
             failure = self._name(e)
             failure.__cause__ = e
             return self._settle(failure)
-        finally:
-            self._waiter = None
-        if self._broke:
-            # The step swallowed the cancel.
-            self._broke = False
-            task.uncancel()
-            return self._settle(self._timeout())
-        return result
+        raise e
 
     def _settle(self, failure: Fault) -> Sequence[Chunk]:
         """What a failure leads to: an answer that was complete already is not spoiled by how its connection ends."""
@@ -208,9 +235,9 @@ class _Round(ABC):
             return
         self._timer = None
         self._late = why
-        if self._waiter is not None:
+        if self._waiting:
             self._broke = True
-            self._waiter.cancel()
+            self._task.cancel()
 
     def _due(self, now: float) -> tuple[float, str]:
         limits = self._deadlines
@@ -221,7 +248,7 @@ class _Round(ABC):
             wait, text = min(LINGER_S, limits.gap_s), "The model's server does not end its answer."
         else:
             wait, text = limits.gap_s, f"The model paused for longer than {limits.gap_s:g} s."
-        since = self._since if self._waiter is not None else now
+        since = self._since if self._waiting else now
         return min((due, why), (since + wait, text))
 
     def _timeout(self) -> ProviderError:
@@ -253,9 +280,13 @@ class _Round(ABC):
     async def _begin(self) -> None:
         """Send the request; return when the answer begins."""
 
+    def _look(self) -> Sequence[Chunk] | None:
+        """The chunks that are there before anything is read; None at the proper end."""
+        return ()
+
     @abstractmethod
-    async def _read(self) -> Sequence[Chunk]:
-        """The chunks of the next read that has any; none at the proper end."""
+    def _take(self, data: Any) -> Sequence[Chunk] | None:
+        """The chunks of what `_next` read; None at the proper end."""
 
     @abstractmethod
     def _finish(self) -> Sequence[Chunk]:
@@ -336,21 +367,22 @@ class _HttpRound(_Round):
                 pass
         return bytes(body[:ERROR_BODY])
 
-    async def _read(self) -> Sequence[Chunk]:
+    def _look(self) -> Sequence[Chunk] | None:
+        if self._body_ended:
+            return None
         if self._answering:
             # A decoder gives the chunks before an error first; the error must not wait for more bytes to come.
             self._decode(b"")
-        while not self._body_ended:
-            data = await self._next()
-            if not data:
-                return self._finish()
-            self._left -= len(data)
-            if self._left < 0:
-                raise ProviderError("provider.protocol", "The model's answer is too large.", retry=False)
-            batch = self._decode(data)
-            if batch and (batch := self._clean(batch)):
-                return batch
         return ()
+
+    def _take(self, data: bytes) -> Sequence[Chunk] | None:
+        if not data:
+            return self._finish() or None
+        self._left -= len(data)
+        if self._left < 0:
+            raise ProviderError("provider.protocol", "The model's answer is too large.", retry=False)
+        batch = self._decode(data)
+        return self._clean(batch) if batch else batch
 
     def _decode(self, data: bytes) -> Sequence[Chunk]:
         self._decoding = True
@@ -390,18 +422,19 @@ class _StreamRound(_Round):
         self._chunks: AsyncIterator[Chunk] | None = None
 
     async def _begin(self) -> None:
-        self._chunks = self._source.stream(self._request)
+        self._chunks = chunks = self._source.stream(self._request)
         crash_at("provider_sent")
 
-    async def _read(self) -> Sequence[Chunk]:
-        assert self._chunks is not None
-        while True:
+        async def read() -> Chunk | None:
             try:
-                batch = self._clean([await self._chunks.__anext__()])
+                return await chunks.__anext__()
             except StopAsyncIteration:
-                return self._finish()
-            if batch:
-                return batch
+                return None
+
+        self._next = read
+
+    def _take(self, data: Chunk | None) -> Sequence[Chunk] | None:
+        return self._clean([data]) if data is not None else self._finish() or None
 
     def _finish(self) -> Sequence[Chunk]:
         if not self._finished:

@@ -17,7 +17,7 @@ from msgspec import Raw, Struct, field
 
 from sag.errors import Fault
 from sag.hub.session import ClientTool, Session
-from sag.hub.subscription import Position, Subscribed, place, read_on, resolve
+from sag.hub.subscription import Position, Subscribed, place, place_at_start, read_on, resolve
 from sag.ops.dispatch import Call, User, decode_params, error_body, params_fault
 from sag.ops.operation import Operation
 from sag.schema.ids import now_ms
@@ -120,6 +120,12 @@ class HelloParams(Struct):
     topics: dict[str, Position] = field(default_factory=dict)
     tools: list[ClientTool] | None = None
     resume: Resume | None = None
+
+
+class UnsubscribeParams(Struct):
+    """Params of `topic.unsubscribe`."""
+
+    topic: str
 
 
 class SubscribeParams(Struct, rename={"from_": "from"}):
@@ -279,12 +285,12 @@ class Connection:
         if name is None:
             name = f"conv:{msgspec.json.decode(result)['conv']}"
             if name not in self.subscriptions:
-                answer, subscription = await self._try_subscribe(name, Position(from_="start"))
+                answer, subscription = await self._try_subscribe(name, None)
         if answer is None:
             return result, None
         return encode({**msgspec.json.decode(result, type=dict[str, Raw]), "topic": answer}), subscription
 
-    async def _try_subscribe(self, name: str, at: Position) -> tuple[Subscribed | Json, Subscription | None]:
+    async def _try_subscribe(self, name: str, at: Position | None) -> tuple[Subscribed | Json, Subscription | None]:
         try:
             return await self.subscribe(name, at)
         except Fault as fault:
@@ -301,7 +307,7 @@ class Connection:
             answer, subscription = await self.subscribe(p.topic, Position(p.gen, p.off, p.from_))
             return encode(answer), subscription
         if method == "topic.unsubscribe":
-            name = _decode(params, SubscribeParams).topic
+            name = _decode(params, UnsubscribeParams).topic
             if (old := self.subscriptions.get(name)) is not None:
                 self._drop(old)
             return b"{}", None
@@ -422,8 +428,15 @@ class Connection:
 
     # topics
 
-    async def subscribe(self, name: str, at: Position, room: int | None = None) -> tuple[Subscribed, Subscription]:
+    async def subscribe(
+        self, name: str, at: Position | None, room: int | None = None
+    ) -> tuple[Subscribed, Subscription]:
         """Place a cursor in a topic; events flow once it is activated, after the answer.
+
+        Args:
+            name: The topic.
+            at: Where the client stands; None is before the first event of a topic that was just made.
+            room: The most bytes that a snapshot may have.
 
         Raises:
             Fault: topic.unknown, topic.limit, topic.later.
@@ -436,7 +449,10 @@ class Connection:
         topic.pins += 1
         try:
             limit = self.hub.limits.frame - HELLO_ROOM if room is None else room
-            answer = await place(self.hub.topics, topic, at, limit)
+            if at is None and topic.first == 1:
+                answer = place_at_start(self.hub.topics, topic)
+            else:
+                answer = await place(topic, at or Position(), limit)
         finally:
             topic.pins -= 1
         if (old := self.subscriptions.get(name)) is not None:

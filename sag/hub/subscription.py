@@ -22,11 +22,11 @@ Json = dict[str, Any]
 
 
 class Position(Struct, rename={"from_": "from"}):
-    """Where a client stands in a topic, or from where it wants to begin; `start` is for the hub's own use."""
+    """Where a client stands in a topic, or from where it wants to begin."""
 
     gen: str | None = None
     off: int | None = None
-    from_: Literal["head", "snapshot", "start"] | None = None
+    from_: Literal["head", "snapshot"] | None = None
 
 
 class Subscribed(Struct):
@@ -62,7 +62,12 @@ async def resolve(topics: Topics, user: User, name: str) -> Topic:
     raise Fault("topic.unknown", f"There is no topic {name[:80]!r}.")
 
 
-async def place(topics: Topics, topic: Topic, at: Position, limit: int) -> Subscribed:
+def place_at_start(topics: Topics, topic: Topic) -> Subscribed:
+    """Where a reader begins that is to get every event of a new topic."""
+    return Subscribed("snapshot", topic.gen, 0, topic.head, snap=Raw(encode(topics.empty(topic))))
+
+
+async def place(topic: Topic, at: Position, limit: int) -> Subscribed:
     """Where a subscriber begins: a replay from where it stands, or the state.
 
     Args:
@@ -75,8 +80,6 @@ async def place(topics: Topics, topic: Topic, at: Position, limit: int) -> Subsc
     """
     if at.from_ == "head":
         return Subscribed("replay", topic.gen, topic.head, topic.head)
-    if at.from_ == "start" and topic.first == 1:
-        return Subscribed("snapshot", topic.gen, 0, topic.head, snap=Raw(encode(topics.empty(topic))))
     if at.from_ is None and topic.can_replay(at.gen, at.off):
         assert at.off is not None
         return Subscribed("replay", topic.gen, at.off, topic.head)

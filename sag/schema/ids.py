@@ -7,6 +7,7 @@ import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _last_ms = 0
+_random = b""
 
 
 def _base32(number: int, length: int) -> str:
@@ -19,9 +20,12 @@ def _base32(number: int, length: int) -> str:
 
 def new_id(prefix: str) -> str:
     """A new id such as `r1m5c3v8k2q7w9d`: 9 characters of time in ms (never going back), 6 random ones."""
-    global _last_ms
+    global _last_ms, _random
     _last_ms = max(_last_ms, time.time_ns() // 1_000_000)
-    return prefix + _base32(_last_ms, 9) + _base32(secrets.randbits(30), 6)
+    if not _random:
+        _random = secrets.token_bytes(1024)  # asking the kernel gives the interpreter's lock away each time
+    number, _random = int.from_bytes(_random[:4], "big"), _random[4:]
+    return prefix + _base32(_last_ms, 9) + _base32(number, 6)
 
 
 def new_gen() -> str:

@@ -8,10 +8,10 @@ plugins' own keys) are written by `Put` and `Drop`, so that they share the commi
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from sag.errors import Fault
 from sag.topics.merge import Entry
 
 Row = dict[str, Any]
@@ -55,15 +55,19 @@ class Kept(NamedTuple):
 
 
 class Unit:
-    """What commits together: events of topics, then rows."""
+    """What commits together: events of topics, then rows. `done` is called on the loop, with the fault if it failed."""
 
-    __slots__ = ("crash", "events", "future", "writes")
+    __slots__ = ("crash", "done", "events", "writes")
 
     def __init__(self) -> None:
         self.events: list[tuple[int, Entry]] = []
         self.writes: list[Put | Drop] = []
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: Callable[[Fault | None], None] = _ignore
         self.crash: str | None = None
+
+
+def _ignore(fault: Fault | None) -> None:
+    return
 
 
 class Journal(Protocol):
@@ -83,7 +87,7 @@ class Journal(Protocol):
         """Events after an offset up to another, in order, at most about `limit` bytes but at least one."""
 
     def submit(self, unit: Unit) -> None:
-        """Commit a unit; its future tells when it is done, or fails with a Fault (store.full, store.busy …)."""
+        """Commit a unit and call its `done`, with a Fault where it failed (store.full, store.busy …)."""
 
     async def rows(self, table: str, where: Row, *, order: str = "", limit: int = 1000) -> list[Row]:
         """Rows of a table whose columns equal these; `order` is a column, `-` before it for descending."""

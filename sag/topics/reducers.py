@@ -103,6 +103,7 @@ class ConvReducer:
     def _step_open(self, d: State) -> None:
         if run := self.state["runs"].get(d["run"]):
             run["step"] = run["open_step"] = d["step"]
+            run["model"] = d["model"]
 
     def _step_close(self, d: State) -> None:
         run = self.state["runs"].get(d["run"])

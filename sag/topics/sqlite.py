@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import queue
 import shutil
@@ -24,6 +25,7 @@ from sag.settings import crash_at
 from sag.topics.journal import Drop, Kept, Put, Row, Unit
 from sag.topics.merge import Entry
 
+log = logging.getLogger("sag.topics")
 GROUP = 500
 T = TypeVar("T")
 
@@ -179,7 +181,7 @@ class SqliteJournal:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         if self._closed:
-            unit.future.set_exception(Fault("store.unavailable", "The hub is going down."))
+            self._loop.call_soon(unit.done, Fault("store.unavailable", "The hub is going down."))
             return
         self._queue.put(unit)
 
@@ -366,12 +368,10 @@ class SqliteJournal:
 
 def _tell(done: list[tuple[Unit, Fault | None]]) -> None:
     for unit, fault in done:
-        if unit.future.done():
-            continue
-        if fault is None:
-            unit.future.set_result(None)
-        else:
-            unit.future.set_exception(fault)
+        try:
+            unit.done(fault)
+        except Exception:  # one listener's fault must not keep the others from being told
+            log.exception("what follows a commit failed")
 
 
 def _fault(e: Exception) -> Fault:

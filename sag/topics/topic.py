@@ -187,6 +187,7 @@ class Transaction:
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
         self._unit = Unit()
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._after: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
         self._touched: dict[Topic, int] = {}
@@ -263,23 +264,29 @@ class Transaction:
         self.submitted = True
         unit = self._unit
         unit.crash = crash
-        unit.future.add_done_callback(self._done)
+        unit.done = self._done
         self._topics.journal.submit(unit)
-        return unit.future
+        return self._future
 
-    def _done(self, future: asyncio.Future[None]) -> None:
-        fault = future.exception()
+    def _done(self, fault: Fault | None) -> None:
+        # The future is the caller's alone: one that is cancelled while it waits must not keep the rest from being told.
+        future = self._future
         if fault is not None:
             for topic in self._touched:
                 self._topics.lose(topic, fault)
             for call in self._undo:
                 call()
+            if not future.done():
+                future.set_exception(fault)
+                future.exception()  # it may be left unawaited
             return
         crash_at("commit_before_send")
         for call in self._after:
             call()
         for topic, off in self._touched.items():
             topic._committed(off)
+        if not future.done():
+            future.set_result(None)
 
 
 Projection = Callable[[Topic, str, Any, int], Iterable["Put | Drop"]]
@@ -462,10 +469,10 @@ class Topics:
 
     # trouble, keeping and deleting
 
-    def lose(self, topic: Topic, fault: BaseException) -> None:
+    def lose(self, topic: Topic, fault: Fault) -> None:
         """A commit failed: the state in memory is ahead of the truth, so read it again."""
         if not topic.lost:
-            topic._fail(fault if isinstance(fault, Fault) else Fault("store.unavailable"))
+            topic._fail(fault)
             task = asyncio.ensure_future(self._reload(topic))
             self._reloads.add(task)
             task.add_done_callback(self._reloads.discard)

@@ -189,7 +189,7 @@ class HttpFacade:
         if off is not None and not off.isdigit():
             raise Fault("rpc.params", "`off` is a whole number.", path="$.off")
         position = Position(gen, None if off is None else int(off))
-        subscribed = await place(self._hub.topics, topic, position, self._hub.limits.frame)
+        subscribed = await place(topic, position, self._hub.limits.frame)
         follower = Follower(self._hub.topics, topic, subscribed.off)
         self._followers.add(follower)
 

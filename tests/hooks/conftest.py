@@ -48,7 +48,9 @@ def make_host() -> Callable[..., PluginHost]:
 
     def make(*entry_points: EntryPoint, tables: dict[str, Any] | None = None, **given: Any) -> PluginHost:
         env = given.pop("env", {})
-        settings = Settings(HubSettings(plugin_s=given.pop("plugin_s", 2.0)), tables or {}, env, config_file="some/plugins.toml")
+        settings = Settings(
+            HubSettings(plugin_s=given.pop("plugin_s", 2.0)), tables or {}, env, config_file="some/plugins.toml"
+        )
         host = PluginHost(settings, Registry(), Extensions(), dict(FAMILIES), entry_points, **given)
         host.load()
         return host

@@ -54,7 +54,12 @@ async def test_a_foreign_page_and_bad_credentials_are_refused_before_the_upgrade
 async def upgrade(hub: Hub, protocol: str | None, host: str = "", **headers: str) -> bytes:
     """The head of the answer to an upgrade by hand."""
     reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
-    lines = [f"Host: {host or f'127.0.0.1:{hub.port}'}", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    lines = [
+        f"Host: {host or f'127.0.0.1:{hub.port}'}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+    ]
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", *(f"{k}: {v}" for k, v in headers.items())]
     lines += [f"Sec-WebSocket-Protocol: {protocol}"] if protocol else []
     writer.write(("GET /ws HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode())
@@ -166,7 +171,9 @@ async def test_a_request_before_hello_is_401(common: Hub) -> None:
     refused = await client.refused("user.me")
     assert (refused.code, refused.kind) == (401, "hello.first")
     client.send({"method": "rpc.cancel", "params": {"id": 1}})
-    client.send([client_hello := {"id": 70, "method": "hello", "params": client.greeting()}, {**client_hello, "id": 71}])
+    client.send(
+        [client_hello := {"id": 70, "method": "hello", "params": client.greeting()}, {**client_hello, "id": 71}]
+    )
     assert (await answer_to(client, {"pong": 1}, 71))["error"]["data"]["kind"] == "hello.first"
     await until(lambda: any(f.get("id") == 70 and "result" in f for f in client.frames), "hello's answer")
     await client.close()
@@ -521,9 +528,7 @@ async def test_a_state_that_does_not_fit_comes_in_pieces(make_hub: Callable[...,
 
 async def test_two_conversations_stream_on_one_connection(common: Hub) -> None:
     async with Client(common.url, topics=["user:me"]) as client:
-        (one, view_one), (two, view_two) = await asyncio.gather(
-            client.say("flood 80 400"), client.say("flood 81 400")
-        )
+        (one, view_one), (two, view_two) = await asyncio.gather(client.say("flood 80 400"), client.say("flood 81 400"))
         assert one["conv"] != two["conv"]
         await client.done(view_one, one["run"])
         await client.done(view_two, two["run"])
@@ -576,7 +581,9 @@ async def test_a_subscription_that_fails_does_not_fail_the_run(make_hub: Callabl
 
 async def test_tools_run_and_numbers_are_never_used_twice(common: Hub) -> None:
     async with Client(common.url) as client:
-        text = MARK % "t1" + " " + 'call probe_slow {"id": "t2", "ms": 100} call no_such {"x": 1} call probe_mark {"y": 2}'
+        text = (
+            MARK % "t1" + " " + 'call probe_slow {"id": "t2", "ms": 100} call no_such {"x": 1} call probe_mark {"y": 2}'
+        )
         started, view = await client.say(text)
         await client.done(view, started["run"])
         opened, closed = view.named("tool.open"), view.named("tool.close")
@@ -594,7 +601,10 @@ async def test_tools_run_and_numbers_are_never_used_twice(common: Hub) -> None:
         assert [s["step"] for s in view.named("step.open")] == [1, 2]
         order = [e["e"] for e in view.events]
         assert order.index("step.close") < order.index("tool.open")
-        assert view.run(started["run"])["usage"] == {"input": 7, "output": 2} or view.run(started["run"])["usage"]["input"] > 0
+        assert (
+            view.run(started["run"])["usage"] == {"input": 7, "output": 2}
+            or view.run(started["run"])["usage"]["input"] > 0
+        )
         await check_state(common.url, view.topic, view)
 
 
@@ -607,12 +617,19 @@ async def test_runs_of_a_conversation_queue_in_order(common: Hub) -> None:
         assert [r["state"] for r in (first, second, third, fourth)] == ["running", "queued", "queued", "queued"]
         await client.done(view, fourth["run"])
         ends = [(d["run"], d["status"]) for d in view.named("run.close")]
-        assert ends == [(first["run"], "done"), (second["run"], "done"), (third["run"], "failed"), (fourth["run"], "done")]
+        assert ends == [
+            (first["run"], "done"),
+            (second["run"], "done"),
+            (third["run"], "failed"),
+            (fourth["run"], "done"),
+        ]
         begun = [d["run"] for d in view.named("run") if d["patch"].get("status") == "running"]
         assert [r for r in begun if r != third["run"]][:1] == [second["run"]]
         assert view.named("run.open")[1]["status"] == "queued"
         assert view.run(third["run"])["error"]["kind"] == "provider.disconnected"
-        failed = [p for m in view.has["messages"] if m.get("run") == third["run"] for p in m["parts"] if p.get("partial")]
+        failed = [
+            p for m in view.has["messages"] if m.get("run") == third["run"] for p in m["parts"] if p.get("partial")
+        ]
         assert [p["text"] for p in failed] == ["This breaks off "]
         inbox = client.views["user:me"]
         await until(lambda: not set(inbox.has["runs"]) & {first["run"], fourth["run"]}, "an empty inbox")
@@ -889,7 +906,11 @@ async def test_the_end_of_a_run_closes_its_asks_and_time_does_too(common: Hub) -
         ask = await client.asked(view)
         await client.done(view, expiring["run"])
         close = view.named("ask.close")[-1]
-        assert (close["by"], close["why"], close["choice"]) == (None, "expired", view.named("ask.open")[-1]["on_expiry"])
+        assert (close["by"], close["why"], close["choice"]) == (
+            None,
+            "expired",
+            view.named("ask.open")[-1]["on_expiry"],
+        )
         await check_state(common.url, view.topic, view)
 
 
@@ -1003,9 +1024,7 @@ async def test_apply_now_drops_the_call_in_flight_and_starts_the_step_again(comm
         await client.done(view, started["run"], "cancelled")
         tools, _ = await client.say('call probe_slow {"id": "n", "ms": 300}', started["conv"])
         await until(lambda: view.named("tool.progress"), "the tool")
-        answer = await client.call(
-            "config.patch", scope=f"run:{tools['run']}", patch={"temperature": 0.2}, apply="now"
-        )
+        answer = await client.call("config.patch", scope=f"run:{tools['run']}", patch={"temperature": 0.2}, apply="now")
         assert answer["applies"] == "next_step", "no call is in flight"
         await client.call("config.patch", scope=f"run:{tools['run']}", patch={"temperature": 0.4})
         await client.done(view, tools["run"])
@@ -1207,9 +1226,13 @@ async def test_another_users_things_are_404_on_every_road(common: Hub) -> None:
             for method, params in requests:
                 refused = await client.refused(method, **params)
                 assert refused.code == 404, f"{method} {params}"
-                unknown = await client.refused(
-                    method, **json.loads(json.dumps(params).replace(conv, "c-none").replace(run, "r-none"))
-                ) if ask not in json.dumps(params) else refused
+                unknown = (
+                    await client.refused(
+                        method, **json.loads(json.dumps(params).replace(conv, "c-none").replace(run, "r-none"))
+                    )
+                    if ask not in json.dumps(params)
+                    else refused
+                )
                 assert unknown.kind == refused.kind, "its existence is not told"
                 answer = await http.post(f"/rpc/{method}", json=params)
                 assert answer.status_code == 404, method
@@ -1307,7 +1330,9 @@ async def test_errors_over_http_have_their_status(
     common: Hub, method: str, body: bytes, headers: dict[str, str], status: int, code: int
 ) -> None:
     async with common.http() as http:
-        answer = await http.post(f"/rpc/{method}", content=body, headers={"content-type": "application/json", **headers})
+        answer = await http.post(
+            f"/rpc/{method}", content=body, headers={"content-type": "application/json", **headers}
+        )
         assert answer.status_code == status, answer.text
         error = answer.json()["error"]
         assert error["code"] == code

@@ -666,8 +666,8 @@ class Services:
     def set_models(self, provider, models):
         self.models[provider] = list(models)
 
-    def configured_http(self):
-        return self.outbound.client()
+    def http(self, trusted):
+        return self.outbound.client(trusted=trusted)
 
 
 class Started:

@@ -25,6 +25,17 @@ async def journal(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
     await made.close()
 
 
+async def _commit(journal: SqliteJournal, *units: Unit) -> list[Fault | None]:
+    """What became of units that were submitted together."""
+    futures: list[asyncio.Future[Fault | None]] = []
+    for unit in units:
+        future = asyncio.get_running_loop().create_future()
+        futures.append(future)
+        unit.done = future.set_result
+        journal.submit(unit)
+    return await asyncio.gather(*futures)
+
+
 def _unit(tid: int, *offs: int) -> Unit:
     unit = Unit()
     unit.events = [(tid, Entry(off, "conv", None, off, b'{"patch":{}}')) for off in offs]
@@ -35,8 +46,7 @@ async def test_a_topic_is_read_again_as_it_was_kept(journal: SqliteJournal) -> N
     tid, put = journal.new_topic("u1", "conv:c1", "g1")
     unit = _unit(tid, 1, 2)
     unit.writes.append(put)
-    journal.submit(unit)
-    await unit.future
+    assert await _commit(journal, unit) == [None]
     kept = await journal.load("u1", "conv:c1")
     assert kept is not None
     assert (kept.gen, kept.first, kept.head, [e.off for e in kept.entries]) == ("g1", 1, 2, [1, 2])
@@ -47,9 +57,7 @@ async def test_a_unit_with_a_hole_fails_and_spares_the_others(journal: SqliteJou
     tid, put = journal.new_topic("u1", "conv:c1", "g1")
     first, hole, second = _unit(tid, 1), _unit(tid, 3), _unit(tid, 2)
     first.writes.append(put)
-    for unit in (first, hole, second):
-        journal.submit(unit)
-    results = await asyncio.gather(first.future, hole.future, second.future, return_exceptions=True)
+    results = await _commit(journal, first, hole, second)
     assert results[0] is None
     assert isinstance(results[1], Fault)
     assert results[1].kind == "store.unavailable"
@@ -61,9 +69,8 @@ async def test_an_event_and_its_key_commit_together_or_not_at_all(journal: Sqlit
     unit = _unit(tid, 1)
     unit.writes += [put, Put("idem", {"user": "u1", "method": "m", "key": "k", "digest": "d", "result": b"1", "ts": 1})]
     unit.writes.append(Put("kv", {"space": "s", "key": "k", "value": None}))  # NOT NULL fails
-    journal.submit(unit)
-    with pytest.raises(Fault):
-        await unit.future
+    (fault,) = await _commit(journal, unit)
+    assert fault is not None
     assert await journal.load("u1", "conv:c1") is None
     assert await journal.rows("idem", {"user": "u1"}) == []
 
@@ -122,8 +129,7 @@ async def test_only_a_lost_tail_changes_the_generation(
     tid, put = journal.new_topic("u1", "conv:c1", "g1")
     unit = _unit(tid, 1)
     unit.writes.append(put)
-    journal.submit(unit)
-    await unit.future
+    assert await _commit(journal, unit) == [None]
     await journal.close()
     db = sqlite3.connect(tmp_path / "sag.db")
     db.execute("UPDATE meta SET value = ? WHERE name = 'clean'", (clean,))

@@ -69,14 +69,15 @@ SERVER_REQUESTS = (
 
 
 def socket_operations(
-    hello: type[Any], subscribe: type[Any], subscribed: type[Any], auth: type[Any]
+    hello: type[Any], subscribe: type[Any], unsubscribe: type[Any], subscribed: type[Any], auth: type[Any]
 ) -> Sequence[SocketOperation]:
     """The operations that belong to a connection, from the structs that the connection decodes and encodes.
 
     Args:
         hello: Params of `hello`.
         subscribe: Params of `topic.subscribe`.
-        subscribed: Its result.
+        unsubscribe: Params of `topic.unsubscribe`.
+        subscribed: The result of `topic.subscribe`.
         auth: Params of `auth.refresh`.
     """
     return (
@@ -99,7 +100,7 @@ def socket_operations(
             subscribed,
             "Follow a topic from a position, or from its state; the events come after the answer, under its `t`.",
         ),
-        SocketOperation("topic.unsubscribe", subscribe, frames.NoResult, "Follow a topic no longer."),
+        SocketOperation("topic.unsubscribe", unsubscribe, frames.NoResult, "Follow a topic no longer."),
     )
 
 

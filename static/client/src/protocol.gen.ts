@@ -540,11 +540,11 @@ export interface PluginListed {
   plugins: PluginInfo[];
 }
 
-/** Where a client stands in a topic, or from where it wants to begin; `start` is for the hub's own use. */
+/** Where a client stands in a topic, or from where it wants to begin. */
 export interface Position {
   gen?: string | null;
   off?: number | null;
-  from?: 'head' | 'snapshot' | 'start' | null;
+  from?: 'head' | 'snapshot' | null;
 }
 
 /** Names of what a plugin brings; `topics` holds its family, if it has one. */
@@ -884,6 +884,11 @@ export interface TopicRefused {
   error: ErrorBody;
 }
 
+/** Params of `topic.unsubscribe`. */
+export interface UnsubscribeParams {
+  topic: string;
+}
+
 /** Tokens and cost of a step or a run. Cost in US dollars, left out where the price is not known. */
 export interface Usage {
   input: number;
@@ -963,7 +968,7 @@ export interface SocketOperations {
   /** Follow a topic from a position, or from its state; the events come after the answer, under its `t`. */
   'topic.subscribe': { params: SubscribeParams; result: Subscribed };
   /** Follow a topic no longer. */
-  'topic.unsubscribe': { params: SubscribeParams; result: NoResult };
+  'topic.unsubscribe': { params: UnsubscribeParams; result: NoResult };
 }
 
 /** What the hub asks a client for. */

@@ -122,7 +122,9 @@ const convFold: Fold<ConvState> = {
   },
   'step.open'(state, d) {
     const run = state.runs[d.run];
-    if (run) run.step = run.open_step = d.step;
+    if (!run) return;
+    run.step = run.open_step = d.step;
+    run.model = d.model;
   },
   'step.close'(state, d) {
     const run = state.runs[d.run];

@@ -79,6 +79,8 @@ export interface RunState {
   step: number;
   /** The step that is open, if one is. */
   open_step?: number;
+  /** The model of the newest step. */
+  model?: string;
   /** Agents that act or acted in the run. */
   agents?: Record<string, 'open' | 'closed'>;
   rev: number;

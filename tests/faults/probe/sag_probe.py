@@ -156,5 +156,3 @@ def register(hub: Hub[Any]) -> None:
     for one in (probe_mark, probe_danger, probe_slow, probe_form, probe_block, probe_patch):
         hub.add_tool(one)
     hub.add_provider(ProbeModel())
-
-
