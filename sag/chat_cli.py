@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 OPEN = frozenset({"queued", "running", "waiting", "paused"})
 HISTORY = 10
+PATIENCE_S = 1.0
 HELP = """\
 /set NAME VALUE   change a setting of the run that goes on, else of the conversation (temperature 0.2, system …)
 /set              show the settings              /model NAME   choose a model
@@ -206,7 +207,7 @@ class Chat:
             self._said.remove(text)
             unwanted, self._unwanted = self._unwanted, False
         self._seen.add(started.get("msg", ""))
-        if started["run"] not in self._started:
+        if started["run"] not in self._started and f"end {started['run']}" not in self._seen:
             self._started.append(started["run"])
         if started["state"] == "queued":
             self.screen.line("· queued: it comes after the run that goes on", "dim")
@@ -233,6 +234,7 @@ class Chat:
         """Ctrl-C: stops the run. Where none goes on, or stopping does not get through, a second one ends it all."""
         running = self._active() or next(iter(self._started), None)
         if running is not None and not self._stopping:
+            self._stopping = True  # here, since a second signal may come before the task begins
             self._spawn(self._stop(running))
         elif self._said and not self._unwanted:
             self._unwanted = True
@@ -245,9 +247,12 @@ class Chat:
 
     async def _stop(self, run: str) -> None:
         self._stopping = True
+        loop, told = asyncio.get_running_loop(), "· the hub does not answer yet; press Ctrl-C again to leave"
+        patience = loop.call_later(PATIENCE_S, self.screen.line, told, "dim")
         try:
             await self.client.call("run.cancel", {"run": run})
         finally:
+            patience.cancel()
             self._stopping = False
 
     def _leave(self, why: Fault | None) -> None:

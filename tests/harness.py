@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidState
 
 Json = dict[str, Any]
 Direction = Literal["c2s", "s2c"]
@@ -761,7 +761,7 @@ class Client:
         """Send an object (or an array, or text as it is), without waiting."""
         text = thing if isinstance(thing, str | bytes) else json.dumps(thing)
         assert self._ws is not None
-        with contextlib.suppress(ConnectionClosed):
+        with contextlib.suppress(ConnectionClosed, InvalidState):
             self._ws.protocol.send_text(text.encode()) if isinstance(text, str) else self._ws.protocol.send_binary(text)
             self._ws.send_data()
 

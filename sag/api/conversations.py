@@ -11,10 +11,10 @@ from sag.errors import Fault
 from sag.ops.dispatch import Call
 from sag.ops.operation import Change, Params, operation
 from sag.topics.journal import Journal
-from sag.topics.merge import encode
-from sag.topics.snapshot import window
+from sag.topics.snapshot import newest
 
 Json = dict[str, Any]
+ANSWER_ROOM = 1024  # bytes of a frame around a result
 
 
 class ConversationList(Params):
@@ -130,11 +130,10 @@ class Conversations:
             if at is None:
                 raise Fault("message.unknown")
             messages = messages[:at]
-        size, first = 0, len(messages)
-        while first > 0 and len(messages) - first < params.limit:
-            size += len(encode(messages[first - 1]))
-            if size > self._frame // 2 and first < len(messages):
-                break
-            first -= 1
-        view = window(topic.state, messages[first:], first > 0)
+        chosen = messages[-params.limit :]
+        view = newest(topic.state, chosen, self._frame - ANSWER_ROOM)
+        if view is None:
+            return MessageListed([], {}, {})
+        if len(chosen) < len(messages) and view["messages"]:
+            view.setdefault("before", view["messages"][0]["msg"])
         return MessageListed(view["messages"], view["runs"], view["tools"], view.get("before"))

@@ -65,7 +65,7 @@ log = logging.getLogger("sag.engine")
 Json = dict[str, Any]
 
 MAX_CALLS = 64
-MAX_ARGUMENTS = 1 << 20
+MAX_ARGUMENTS = 512 << 10  # a call's event has to fit a frame
 MAX_RESULT = 256 << 10
 MAX_WAIT_S = 60.0
 PROGRESS_S = 0.033

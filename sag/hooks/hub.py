@@ -82,7 +82,7 @@ class Services(Protocol):
         """Replace what is known of a provider's models."""
 
     def http(self, trusted: bool) -> httpx.AsyncClient:
-        """The shared client, guarded unless it is for URLs that an administrator configured; plugins do not close it."""
+        """The shared client, guarded unless it is for URLs that an administrator configured; not closed by plugins."""
 
 
 class TopicFamily:

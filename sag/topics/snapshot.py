@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sag.errors import Fault
@@ -10,6 +11,7 @@ from sag.topics.topic import Topic
 
 Json = dict[str, Any]
 OPEN = frozenset({"queued", "running", "waiting", "paused"})
+LARGE = 4 << 10
 
 
 def snapshot(topic: Topic, limit: int) -> bytes:
@@ -22,24 +24,48 @@ def snapshot(topic: Topic, limit: int) -> bytes:
     if len(text) <= limit:
         return text
     if topic.name.startswith("conv:"):
-        return _newest(topic.state, limit)
+        view = newest(topic.state, topic.state["messages"], limit)
+        if view is not None:
+            return encode(view)
     raise Fault("topic.later")
 
 
-def _newest(state: Json, limit: int) -> bytes:
-    messages = state["messages"]
-    low, high = 0, len(messages)
-    text = b""
-    while low < high:  # the fewest messages that have to go, by halving
+def newest(state: Json, messages: list[Json], limit: int) -> Json | None:
+    """A snapshot with as many of the newest messages as fit.
+
+    Where not even the last one fits it is shown with its newest parts, marked `cut`, and large arguments and results
+    of its tools are left out; None where that does not fit either.
+    """
+    view = _most(len(messages), lambda first: window(state, messages[first:], first > 0), limit)
+    if view is not None or not messages:
+        return view
+    last = messages[-1]
+
+    def shortened(first: int) -> Json:
+        short = {**last, "parts": last["parts"][first:], "cut": True}
+        light = window(state, [short], len(messages) > 1)
+        light["tools"] = {id: {k: v for k, v in t.items() if not _is_large(v)} for id, t in light["tools"].items()}
+        return light
+
+    return _most(len(last["parts"]), shortened, limit)
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, str | dict | list) and len(encode(value)) > LARGE
+
+
+def _most(count: int, make: Callable[[int], Json], limit: int) -> Json | None:
+    """The view that leaves out the fewest of the first things, found by halving; None where none fits."""
+    low, high = 0, count
+    best: Json | None = None
+    while low < high:
         mid = (low + high) // 2
-        candidate = encode(window(state, messages[mid:], mid > 0))
-        if len(candidate) <= limit:
-            high, text = mid, candidate
+        view = make(mid)
+        if len(encode(view)) <= limit:
+            high, best = mid, view
         else:
             low = mid + 1
-    if low == len(messages) or not text:
-        raise Fault("topic.later")
-    return text
+    return best
 
 
 def window(state: Json, messages: list[Json], more: bool) -> Json:

@@ -29,6 +29,7 @@ from sag.settings import HubSettings
 HIGH, LOW = 64 << 10, 16 << 10
 SNDBUF = 128 << 10
 HEAD_S = 15.0
+CLOSE_S = 3.0
 TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
@@ -95,6 +96,8 @@ class OutgoingSocket:
     async def close(self, code: int, reason: str) -> None:
         with contextlib.suppress(Exception):  # the peer may be gone already, in any of uvicorn's ways
             await self._protocol.send({"type": "websocket.close", "code": code, "reason": reason})
+        # uvicorn waits 10 s for the answer of a peer that is gone; its place is wanted back sooner
+        self._protocol.loop.call_later(CLOSE_S, self._transport.abort)
 
     def abort(self) -> None:
         self._transport.abort()

@@ -82,7 +82,7 @@ async def test_rounds_are_capped(bench: Any) -> None:
 async def test_too_many_calls_and_too_long_arguments_end_with_limit(bench: Any) -> None:
     many = [*(CallFragment(i, id=str(i), name="double", arguments='{"number":1}') for i in range(65)), Finish("tools")]
     hub = await bench(
-        many, [CallFragment(0, id="a", name="double", arguments="x" * (1 << 20)), CallFragment(0, arguments="y")]
+        many, [CallFragment(0, id="a", name="double", arguments="x" * (1 << 19)), CallFragment(0, arguments="y")]
     )
     await hub.end(await hub.start("go"), "limit")
     await hub.end(await hub.start("go"), "limit")

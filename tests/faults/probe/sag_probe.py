@@ -88,7 +88,7 @@ async def probe_patch(scope: str, temperature: float, *, ctx: ToolContext) -> di
 
 
 class ProbeModel:
-    """A model that obeys: `flood COUNT RATE`, `hang`, `deaf`, `fail`, `call NAME {…}`; all else is said back."""
+    """A model that obeys: `flood COUNT RATE [PADDING]`, `hang`, `deaf`, `fail`, `call NAME {…}`; all else is said back."""
 
     name = "probe"
 
@@ -111,8 +111,8 @@ class ProbeModel:
             yield usage
             yield Finish("tools")
             return
-        elif match := re.match(r"flood (\d+) ([\d.]+)", said):
-            async for text in _flood(int(match[1]), float(match[2])):
+        elif match := re.match(r"flood (\d+) ([\d.]+)(?: (\d+))?", said):
+            async for text in _flood(int(match[1]), float(match[2]), "x" * int(match[3] or 0)):
                 yield Text(text)
         elif said.startswith("fail"):
             yield Text("This breaks off ")
@@ -140,11 +140,11 @@ def _last_user(request: ModelRequest) -> int:
     return max((i for i, m in enumerate(request.messages) if m.role == "user"), default=0)
 
 
-async def _flood(count: int, rate: float) -> AsyncIterator[str]:
+async def _flood(count: int, rate: float, padding: str) -> AsyncIterator[str]:
     """Numbered words at a rate per second, behind which it never falls for good."""
     began = time.monotonic()
     for n in range(count):
-        yield f"w{n} "
+        yield f"w{n}{padding} "
         wait = began + (n + 1) / rate - time.monotonic() if rate else 0
         if wait > 0 or n % 50 == 0:
             await asyncio.sleep(max(0.0, wait))
