@@ -23,6 +23,7 @@ class Size(Struct):
 
     rounds: int = 5
     streams: int = 100
+    asks: int = 10
     tokens: int = 96
     sockets: int = 1000
     events: int = 60
@@ -117,7 +118,7 @@ async def ttft(size: Size) -> list[Figure]:
         for number in range(size.rounds + 1):
             for server in servers:
                 first, *_ = askers[server.name]
-                alone = [(await first.ask())[0] * 1e3 for _ in range(10)]
+                alone = [(await first.ask())[0] * 1e3 for _ in range(size.asks)]
                 at_once = await asyncio.gather(*(asker.ask() for asker in askers[server.name]))
                 if number:
                     one.add(server, statistics.median(alone))

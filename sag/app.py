@@ -398,7 +398,7 @@ def run(settings: Settings, ready: Callable[[str], None]) -> int:
     settings.hub.port = sock.getsockname()[1]
     try:
         app = App(settings)
-        return _runner()(_serve(app, sock, ready))
+        return _runner()(_serve(app, sock, ready, stop_logging))
     finally:
         sock.close()
         stop_logging()
@@ -412,14 +412,30 @@ def _runner() -> Callable[[Any], int]:
     return uvloop.run
 
 
-async def _serve(app: App, sock: socket.socket, ready: Callable[[str], None]) -> int:
+async def _serve(
+    app: App, sock: socket.socket, ready: Callable[[str], None], stop_logging: Callable[[], None]
+) -> int:
     try:
         app.refuse_open_door(len(await app.tokens.list()))
         await app.start()
         await app.server(lambda: ready(app.url)).serve(sockets=[sock])
     finally:
         await app.stop()
+    if left := await _stragglers():
+        log.warning("left behind, because they do not end: %s", ", ".join(left))
+        stop_logging()
+        os._exit(0)  # all is committed and closed; the interpreter would wait for them for ever
     return 0
+
+
+async def _stragglers() -> list[str]:
+    """Cancel the tasks that are left, and name what does not end: a plugin's task or thread that heeds nothing."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    threads = asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor(), name="a thread")
+    _, left = await asyncio.wait({*tasks, threads}, timeout=1)
+    return [task.get_name() for task in left]
 
 
 def set_up_logging(level: str) -> Callable[[], None]:

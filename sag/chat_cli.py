@@ -106,7 +106,7 @@ class Chat:
         self._said: list[str] = []  # own messages that are on their way
         self._started: list[str] = []  # own runs that have not ended
         self._ends: dict[str, asyncio.Future[str]] = {}
-        self._asks: list[str] = []
+        self._asks: dict[str, Json] = {}  # that wait for the person, the first one first
         self._form: Form | None = None
         self._listed: list[str] = []
         self._warned = False
@@ -419,7 +419,7 @@ class Chat:
             self._follower.cancel()
             self._follower = None
         topic, self._topic = self._topic, None
-        self._config, self._asks, self._form, self._shown, self._started = {}, [], None, {}, []
+        self._config, self._asks, self._form, self._shown, self._started = {}, {}, None, {}, []
         if topic is not None and topic.fault is None:
             await self.client.unsubscribe(topic.name)
 
@@ -439,19 +439,23 @@ class Chat:
             self._tool(id)
         for id in state["asks"]:
             self._ask(id)
-        self._asks = [id for id in self._asks if id in state["asks"]]
+        if gone := [id for id in self._asks if id not in state["asks"]]:
+            for id in gone:
+                del self._asks[id]
+            self._begin_ask()
+            self._prompt()
         for id in state["runs"]:
             self._run_end(id)
 
     def _show(self, name: str, d: Any) -> None:
-        """Show an event; the state has it already."""
+        """Show an event. The state has it already, and may have what follows it too."""
         assert self._topic is not None
         match name:
             case "delta":
                 for part in d[::2]:
                     self._part(part)
-            case "message.add":
-                self._message(self._topic.state["messages"][-1])
+            case "message.add" if d["role"] == "user":  # what an assistant's holds comes with its parts
+                self._message(d)
             case "part.drop":
                 if self._shown.pop(d["part"], 0):
                     self.screen.line("· the answer begins anew", "dim")
@@ -566,10 +570,10 @@ class Chat:
 
     def _ask(self, id: str) -> None:
         assert self._topic is not None
-        if id in self._seen:
+        ask = self._topic.state["asks"].get(id)
+        if ask is None or id in self._seen:
             return
         self._seen.add(id)
-        ask = self._topic.state["asks"][id]
         self._speaking = ()
         self.screen.end_answer()
         self.screen.line(f"? {ask['title']}", "yellow")
@@ -585,27 +589,24 @@ class Chat:
             self.screen.line(f"  nobody is here to answer: {choice}", "yellow")
             self._spawn(self._send_answer(id, choice))
             return
-        self._asks.append(id)
+        self._asks[id] = ask
         if len(self._asks) == 1:
             self._begin_ask()
             self._prompt()
 
     def _begin_ask(self) -> None:
-        assert self._topic is not None
-        ask = self._topic.state["asks"].get(self._asks[0]) or {}
+        ask = next(iter(self._asks.values()), {})
         self._form = Form(ask.get("schema") or {}) if ask.get("kind") == "form" else None
 
     def _question(self) -> str:
-        assert self._topic is not None
         if self._form is not None:
             return "  " + (self._form.prompt or "")
-        options = self._topic.state["asks"][self._asks[0]]["options"]
-        return "  " + "  ".join(f"[{key}] {label}" for key, label, _ in keys(options)) + "  "
+        ask = next(iter(self._asks.values()))
+        return "  " + "  ".join(f"[{key}] {label}" for key, label, _ in keys(ask["options"])) + "  "
 
     async def _answer(self, line: str) -> None:
-        assert self._topic is not None
-        id = self._asks[0]
-        options = self._topic.state["asks"][id]["options"]
+        id, ask = next(iter(self._asks.items()))
+        options = ask["options"]
         if self._form is None:
             said = line.strip().lower()
             choice = next((option for key, _, option in keys(options) if said in (key, option.lower())), None)
@@ -624,11 +625,11 @@ class Chat:
                 raise
 
     async def _deny(self, rest: str) -> None:
-        if not self._asks or self._topic is None:
+        if not self._asks:
             self.screen.line("Nothing is asked.")
             return
-        options = self._topic.state["asks"][self._asks[0]]["options"]
-        await self._send_answer(self._asks[0], "deny" if "deny" in options else options[-1])
+        id, ask = next(iter(self._asks.items()))
+        await self._send_answer(id, "deny" if "deny" in ask["options"] else ask["options"][-1])
 
     async def _send_answer(self, id: str, choice: str, data: Json | None = None) -> None:
         params: Json = {"ask": id, "choice": choice}
@@ -644,14 +645,13 @@ class Chat:
         mine = d.get("by") is not None and d.get("client") == "cli"
         if not mine and d.get("why") != "run":
             self.screen.line(f"· answered: {d.get('choice')} ({d.get('why') or d.get('client') or 'elsewhere'})", "dim")
-        if d["ask"] in self._asks:
-            first = self._asks[0] == d["ask"]
-            self._asks.remove(d["ask"])
-            if first and self._asks:
-                self._begin_ask()
+        if self._asks and next(iter(self._asks)) == d["ask"]:
+            del self._asks[d["ask"]]
+            self._begin_ask()
+            if self._asks:
                 self._prompt()
-            elif not self._asks:
-                self._form = None
+        else:
+            self._asks.pop(d["ask"], None)
 
 
 State = Json

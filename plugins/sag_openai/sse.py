@@ -43,10 +43,8 @@ class Events:
             data = self._unify(data)
         end = data.rfind(b"\n")
         tail = self._tail
-        if data.startswith(b"data:") and data.find(b"\n") == end - 1 == len(data) - 2 and end <= self._limit:
-            if not tail and not self._data:  # one whole event, as nearly every read is
-                self._at_start = False
-                return [[data[5:-2]]]
+        if data.find(b"\n") == end - 1 == len(data) - 2 and data.startswith(b"data:") and self._is_between(end):
+            return [[data[5:-2]]]  # one whole event, as nearly every read is
         if end < 0:
             tail += data
             if len(tail) > self._limit:
@@ -66,6 +64,13 @@ class Events:
         lines = [bytes(self._tail), b""] if self._tail else [b""]
         self._tail.clear()
         return self._take(lines)
+
+    def _is_between(self, size: int) -> bool:
+        """Whether nothing of an event came yet, and one of this size may."""
+        if self._tail or self._data or size > self._limit:
+            return False
+        self._at_start = False
+        return True
 
     def _unify(self, data: bytes) -> bytes:
         # A \r ends its line at once, and a \n that comes with the next read belongs to it.

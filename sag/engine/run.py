@@ -277,12 +277,13 @@ class Run:
 
     @property
     def in_model_call(self) -> bool:
-        """Whether a model call is in flight."""
-        return self._model_call is not None and not self._model_call.done()
+        """Whether a model call is in flight; one whose step is closed, if not yet committed, is none any more."""
+        task = self._model_call
+        return task is not None and not task.done() and self.object.get("open_step") is not None
 
     def restart_step(self) -> None:
         """Drop the model call in flight, if any, so that the step starts again on the config of now."""
-        if self._model_call is not None and not self._model_call.done():
+        if self._model_call is not None and self.in_model_call:
             self._restart = True
             self._model_call.cancel()
 
@@ -331,6 +332,8 @@ class Run:
             if part["kind"] == "tool_args":
                 name, text = drafts.get(part["call"], (part.get("name", ""), ""))
                 drafts[part["call"]] = (name, text + part["text"])
+        if not drafts and not self.stop_after_step:
+            return
         known = self.state["tools"]
         box = Toolbox(self._engine.extensions.tools, self.source, self.config().tools)
         work: list[Coroutine[Any, Any, None]] = []

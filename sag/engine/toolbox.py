@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from sag.hooks.provider import ToolSpec
@@ -23,6 +24,7 @@ class ToolSource(Protocol):
         """Its tools by name; empty once it is gone."""
 
 
+@lru_cache(1024)
 def legal_name(name: str) -> str:
     """A name that every vendor takes: `[a-zA-Z0-9_-]{1,64}`."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "_"

@@ -68,7 +68,8 @@ class Subscription:
     def offer(self, topic: Topic, batch: Batch) -> None:
         if not self.active:
             return
-        if self.lagging or self.cursor != batch.after or not self.connection.socket.writable:
+        socket = self.connection.socket
+        if self.lagging or self.cursor != batch.after or not socket.writable:
             self.connection.lag(self)
             return
         t = self.t
@@ -76,7 +77,7 @@ class Subscription:
         if data is None:
             data = batch.cache[t] = frames.websocket_text(batch.text(t))
         self.cursor = batch.last
-        self.connection.socket.write(data)
+        socket.write(data)
 
     def ephemeral(self, topic: Topic, name: str, body: bytes) -> None:
         if self.active and not self.lagging and self.connection.socket.writable:

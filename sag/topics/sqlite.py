@@ -36,7 +36,7 @@ MIGRATIONS = (
     CREATE TABLE topic (id INTEGER PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, gen TEXT NOT NULL,
         UNIQUE (owner, name));
     CREATE TABLE event (topic INTEGER NOT NULL, off INTEGER NOT NULL, name TEXT NOT NULL, key TEXT,
-        ts INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, off)) WITHOUT ROWID;
+        ts INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, off));
     CREATE TABLE snapshot (topic INTEGER PRIMARY KEY, off INTEGER NOT NULL, state BLOB NOT NULL);
     CREATE TABLE idem (user TEXT NOT NULL, method TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL,
         result BLOB NOT NULL, ts INTEGER NOT NULL, PRIMARY KEY (user, method, key)) WITHOUT ROWID;
@@ -121,7 +121,8 @@ class SqliteJournal:
         self._broken: dict[int, Fault] = {}  # why the last write to a topic failed, for those that follow it
         self._next_topic = (self._write.execute("SELECT max(id) FROM topic").fetchone()[0] or 0) + 1
         self._sql: dict[tuple[Any, ...], str] = {}
-        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Unit] | None] = queue.SimpleQueue()
+        self._fresh: list[Unit] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader = ThreadPoolExecutor(1, "sag-journal-read")
         self._thread = threading.Thread(target=self._work, name="sag-journal", daemon=True)
@@ -183,20 +184,28 @@ class SqliteJournal:
         if self._closed:
             self._loop.call_soon(unit.done, Fault("store.unavailable", "The hub is going down."))
             return
-        self._queue.put(unit)
+        if not self._fresh:
+            self._loop.call_soon(self._hand_over)
+        self._fresh.append(unit)
+
+    def _hand_over(self) -> None:
+        """Give the writer thread what was submitted in a turn of the loop: waking it costs more than a small commit."""
+        if self._fresh:
+            self._queue.put(self._fresh)
+            self._fresh = []
 
     def _work(self) -> None:
         """The writer thread: take all that waits, commit it at once, tell the loop once."""
         ending = False
         while not ending:
-            taken: list[Unit | None] = [self._queue.get()]
+            taken = [self._queue.get()]
             while len(taken) < GROUP:
                 try:
                     taken.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
             ending = None in taken
-            units = [u for u in taken if u is not None]
+            units = [unit for turn in taken if turn is not None for unit in turn]
             if not units:
                 continue
             done: list[tuple[Unit, Fault | None]]
@@ -357,6 +366,7 @@ class SqliteJournal:
         if self._closed:
             return
         self._closed = True
+        self._hand_over()
         self._queue.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
         self._reader.shutdown(wait=True)

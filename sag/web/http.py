@@ -27,7 +27,7 @@ from sag.web.guard import Guard
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 COMMENT_S = 30.0
-SLOW_S, SLOW_BYTES = 20.0, 20 << 10
+SLOWEST = 1 << 10  # bytes of a body per second
 Answer = Callable[[Request], Awaitable[Response]]
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -113,14 +113,15 @@ class HttpFacade:
 
     async def _body(self, request: Request, limit: int) -> bytes:
         """The body, bounded in size and in how slowly it may come."""
-        size, chunks, window, late = 0, list[bytes](), 0, asyncio.get_running_loop().time() + SLOW_S
+        slow_s = self._hub.settings.body_ms / 1000
+        size, chunks, window, late = 0, list[bytes](), 0, asyncio.get_running_loop().time() + slow_s
         stream = request.stream()
         while True:
             now = asyncio.get_running_loop().time()
             if now >= late:
-                if window < SLOW_BYTES:
+                if window < SLOWEST * slow_s:
                     raise Fault("body.timeout")
-                window, late = 0, now + SLOW_S
+                window, late = 0, now + slow_s
             try:
                 async with asyncio.timeout(late - now):
                     chunk = await anext(stream)

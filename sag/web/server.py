@@ -28,7 +28,6 @@ from sag.settings import HubSettings
 
 HIGH, LOW = 64 << 10, 16 << 10
 SNDBUF = 128 << 10
-HEAD_S = 15.0
 CLOSE_S = 3.0
 TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 
@@ -165,8 +164,9 @@ def _kernel_queue(transport: asyncio.Transport) -> int:
 
 
 class HubHttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, plus: a request's head has to be complete within 15 s."""
+    """uvicorn's HTTP protocol, plus: a request's head has to be complete in time."""
 
+    head_s = 15.0
     _guard: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -187,7 +187,7 @@ class HubHttpProtocol(HttpToolsProtocol):
 
     def _watch(self) -> None:
         self._unwatch()
-        self._guard = self.loop.call_later(HEAD_S, self.transport.close)
+        self._guard = self.loop.call_later(self.head_s, self.transport.close)
 
     def _unwatch(self) -> None:
         if self._guard is not None:
@@ -278,7 +278,7 @@ def uvicorn_config(app: Any, settings: HubSettings) -> uvicorn.Config:
     """uvicorn's settings; each differs from its default for a measured reason (RELIABILITY)."""
     return uvicorn.Config(
         app,
-        http=HubHttpProtocol,
+        http=type("HubHttp", (HubHttpProtocol,), {"head_s": settings.head_ms / 1000}),
         ws=HubSocketProtocol,
         ws_max_size=settings.limits.frame,
         ws_ping_interval=None,

@@ -51,7 +51,7 @@ async def running(plugin, make_host):
 async def until(what) -> None:
     """Wait for something to be true."""
     async with asyncio.timeout(5):
-        while not what():  # noqa: ASYNC110 - what is waited for has no event
+        while not what():
             await asyncio.sleep(0.005)
 
 

@@ -157,7 +157,7 @@ async def test_a_failure_on_wish_is_a_typed_error(said, kind):
 
 async def test_a_failure_midway_comes_after_some_text():
     chunks = []
-    with pytest.raises(ProviderError) as raised:  # noqa: PT012 - what came before it counts
+    with pytest.raises(ProviderError) as raised:
         async for chunk in DemoProvider(0).stream(request("fail midway")):
             chunks.append(chunk)
     assert raised.value.kind == "provider.disconnected"

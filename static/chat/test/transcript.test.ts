@@ -55,7 +55,7 @@ describe('turns', () => {
   it('leave a queued message to the chips, and one that was taken out of the queue to nobody', () => {
     const events: [string, unknown][] = [open('r1'), said('m1', 'r1', 'One'), open('r2', 'queued'), said('m2', 'r2', 'Two')];
     const queued = build(fold(...events));
-    expect(queued.queued).toEqual([{ run: 'r2', text: 'Two', plain: true }]);
+    expect(queued.queued).toEqual([{ run: 'r2', text: 'Two', files: [], model: null, plain: true }]);
     expect(outline(queued.turns)).toEqual(['user: One', 'assistant: ']);
     const removed = build(fold(...events, close('r2', 'cancelled')));
     expect(removed.queued).toEqual([]);

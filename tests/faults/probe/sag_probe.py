@@ -82,13 +82,20 @@ async def probe_block(seconds: float, *, ctx: ToolContext) -> str:
 
 
 @tool(risk="read")
+async def probe_thread(seconds: float, *, ctx: ToolContext) -> str:
+    """Hold a thread, which nobody can cancel."""
+    await asyncio.to_thread(time.sleep, seconds)
+    return "slept"
+
+
+@tool(risk="read")
 async def probe_patch(scope: str, temperature: float, *, ctx: ToolContext) -> dict[str, Any]:
     """Patch config, as a tool may."""
     return await ctx.patch(scope.replace("RUN", ctx.run).replace("CONV", ctx.conv), {"temperature": temperature})
 
 
 class ProbeModel:
-    """A model that obeys: `flood COUNT RATE [PADDING]`, `hang`, `deaf`, `fail`, `call NAME {…}`; all else is said back."""
+    """A model that obeys: `flood COUNT RATE [PADDING]`, `loop ROUNDS MS`, `hang`, `deaf`, `fail`, `call NAME {…}`; all else is said back."""
 
     name = "probe"
 
@@ -98,8 +105,14 @@ class ProbeModel:
     async def stream(self, request: ModelRequest) -> AsyncIterator[Chunk]:
         said = next((m.text for m in reversed(request.messages) if m.role == "user"), "")
         answered = [m.text for m in request.messages[_last_user(request) :] if m.role == "tool"]
-        note(f"model {said} t={request.temperature} answers={len(answered)}")
+        given = (request.temperature, request.max_tokens, request.top_p)
+        note(f"model {said} t={request.temperature} given={given} answers={len(answered)}")
         usage = UsageChunk(Usage(input=len(request.messages), output=1))
+        if (match := re.match(r"loop (\d+) (\d+)", said)) and len(answered) < int(match[1]):
+            yield CallFragment(0, "c", "probe_slow", '{"id": "loop", "ms": %s}' % match[2])
+            yield usage
+            yield Finish("tools")
+            return
         if answered:
             for word in ("Done:", *answered):
                 yield Text(f"{word} ")
@@ -153,6 +166,6 @@ async def _flood(count: int, rate: float, padding: str) -> AsyncIterator[str]:
 @hookimpl
 def register(hub: Hub[Any]) -> None:
     """Add everything; the model is used where a run's config names `probe/script`."""
-    for one in (probe_mark, probe_danger, probe_slow, probe_form, probe_block, probe_patch):
+    for one in (probe_mark, probe_danger, probe_slow, probe_form, probe_block, probe_thread, probe_patch):
         hub.add_tool(one)
     hub.add_provider(ProbeModel())

@@ -12,23 +12,51 @@ export const NEW = 'new';
 const RESEND_MS = 5 * 60_000;
 const MAX_DRAFTS = 100;
 
-export function readDraft(conv: string | null): string {
-  return load<Record<string, string>>('drafts', {})[conv ?? NEW] ?? '';
+/** A file that the hub has. */
+export interface FileRef {
+  ref: string;
+  mime: string;
+  name: string;
+  /** In bytes; unknown where the file comes back out of a message. */
+  size?: number;
 }
 
-export function writeDraft(conv: string | null, text: string): void {
-  const drafts = load<Record<string, string>>('drafts', {});
+/** A message that is not sent yet. */
+export interface Draft {
+  text: string;
+  files: FileRef[];
+  /** The model of this one message. */
+  model: string | null;
+  /** What a chat that does not exist yet is to begin with, as a config document. */
+  config: Record<string, unknown>;
+}
+
+export function newDraft(some: Partial<Draft> = {}): Draft {
+  return { text: '', files: [], model: null, config: {}, ...some };
+}
+
+export function isEmptyDraft(draft: Draft): boolean {
+  return draft.text === '' && draft.files.length === 0 && draft.model === null && Object.keys(draft.config).length === 0;
+}
+
+export function readDraft(conv: string | null): Draft {
+  return newDraft(load<Record<string, Partial<Draft>>>('drafts', {})[conv ?? NEW]);
+}
+
+export function writeDraft(conv: string | null, draft: Draft): void {
+  const drafts = load<Record<string, Draft>>('drafts', {});
   delete drafts[conv ?? NEW];
-  if (text !== '') drafts[conv ?? NEW] = text;
+  if (!isEmptyDraft(draft)) drafts[conv ?? NEW] = draft;
   store('drafts', Object.fromEntries(Object.entries(drafts).slice(-MAX_DRAFTS)));
 }
 
-export interface OutboxEntry {
+export interface OutboxEntry extends Draft {
   key: string;
   conv: string | null;
-  text: string;
   when: 'queue' | 'steer' | 'interrupt';
   ts: number;
+  /** Files of it were still on their way: they are not among `files`, and without them it is not sent. */
+  incomplete?: boolean;
 }
 
 export function readOutbox(): OutboxEntry[] {
@@ -43,20 +71,30 @@ export function dropFromOutbox(key: string): void {
   store('outbox', readOutbox().filter((e) => e.key !== key));
 }
 
-/** What an earlier page left: what is young enough is answered, to be sent again; the rest becomes draft again. */
+/** What an earlier page left: what is young and whole is answered, to be sent again; the rest becomes draft again. */
 export function takeLeftovers(now: number): OutboxEntry[] {
   const young: OutboxEntry[] = [];
   for (const entry of readOutbox()) {
-    if (now - entry.ts < RESEND_MS) young.push(entry);
+    if (now - entry.ts < RESEND_MS && !entry.incomplete) young.push(entry);
     else {
       dropFromOutbox(entry.key);
-      writeDraft(entry.conv, joinDraft(readDraft(entry.conv), entry.text));
+      writeDraft(entry.conv, joinDraft(readDraft(entry.conv), entry));
     }
   }
   return young;
 }
 
-/** A text that comes back to a draft stands before what was typed since. */
-export function joinDraft(draft: string, returning: string): string {
-  return draft.trim() === '' ? returning : `${returning}\n\n${draft}`;
+/** What comes back to a draft stands before what was typed since; what was chosen since holds. */
+export function joinDraft(draft: Draft, returning: Draft): Draft {
+  return {
+    text: joinTexts(draft.text, returning.text),
+    files: [...returning.files, ...draft.files],
+    model: draft.model ?? returning.model,
+    config: { ...returning.config, ...draft.config },
+  };
+}
+
+export function joinTexts(text: string, returning: string): string {
+  if (text.trim() === '') return returning;
+  return returning.trim() === '' ? text : `${returning}\n\n${text}`;
 }

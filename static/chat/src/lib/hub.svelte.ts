@@ -8,12 +8,13 @@ import { Client, RpcError, type ClientState, type HubState, type StartRun, type 
 import { Conversation } from './conversation.svelte';
 import { now } from './clock.svelte';
 import { composer } from './composer.svelte';
-import { addToOutbox, dropFromOutbox, takeLeftovers, type OutboxEntry } from './drafts';
+import { addToOutbox, dropFromOutbox, newDraft, takeLeftovers, type Draft, type FileRef, type OutboxEntry } from './drafts';
 import { onFrame } from './frame';
 import { notices } from './notices.svelte';
 import { router } from './route.svelte';
 import { load, store } from './storage';
 import type { Queued } from './transcript';
+import { isImage, type Upload } from './uploads.svelte';
 
 /** A cut shorter than this is not shown. */
 const GRACE_MS = 2000;
@@ -47,6 +48,8 @@ export interface ConversationEntry {
 /** A message on its way: until it is accepted, and then until its conversation shows it. */
 export interface Pending extends OutboxEntry {
   msg?: string;
+  /** Files that it waits for. */
+  uploads: Upload[];
 }
 
 class Hub {
@@ -162,10 +165,12 @@ class Hub {
 
   // ---------------------------------------------------------------- messages
 
-  send(text: string, when: OutboxEntry['when']) {
-    const entry = { key: newKey(), conv: router.conv, text, when, ts: Date.now() };
+  /** Send a message; it waits for its uploads, and what is sent after it waits with it. */
+  send(draft: Partial<Draft>, when: OutboxEntry['when'], uploads: Upload[] = []) {
+    const waits = uploads.some((upload) => !upload.file);
+    const entry = { ...newDraft(draft), key: newKey(), conv: router.conv, when, ts: Date.now(), ...(waits ? { incomplete: true } : {}) };
     addToOutbox(entry);
-    void this.#deliver(entry);
+    void this.#deliver(entry, uploads);
   }
 
   /** Take a message back that was not accepted yet. */
@@ -179,30 +184,54 @@ class Hub {
   }
 
   readonly #aborts = new Map<string, AbortController>();
+  /** The newest message on its way, by conversation, answering the conversation in which it arrived. */
+  readonly #lanes = new Map<string | null, Promise<string | null>>();
 
-  async #deliver(entry: OutboxEntry) {
+  #deliver(entry: OutboxEntry, uploads: Upload[] = []): Promise<unknown> {
     const abort = new AbortController();
     this.#aborts.set(entry.key, abort);
-    this.pending = [...this.pending, entry];
-    const params: StartRun = { key: entry.key, when: entry.when, input: [{ kind: 'text', text: entry.text }] };
-    if (entry.conv !== null) params.conv = entry.conv;
+    this.pending = [...this.pending, { ...entry, uploads }];
+    const ahead = this.pending.some((p) => p.key !== entry.key && p.conv === entry.conv && p.incomplete);
+    const before = ahead ? this.#lanes.get(entry.conv) : undefined;
+    const delivery = this.#deliverAfter(before, entry, uploads, abort.signal).finally(() => {
+      dropFromOutbox(entry.key);
+      this.#aborts.delete(entry.key);
+      if (this.#lanes.get(entry.conv) === delivery) this.#lanes.delete(entry.conv);
+    });
+    this.#lanes.set(entry.conv, delivery);
+    return delivery;
+  }
+
+  async #deliverAfter(before: Promise<string | null> | undefined, entry: OutboxEntry, uploads: Upload[], signal: AbortSignal): Promise<string | null> {
+    let { conv } = entry;
     try {
-      const answer = await this.client.startRun(params, { signal: abort.signal });
-      if (entry.conv === null && router.conv === null) {
-        composer.adopt(answer.conv);
-        router.go(answer.conv);
+      const arrivedIn = before && (await orAborted(before, signal));
+      conv ??= arrivedIn ?? null;
+      const files = uploads.length > 0 ? await orAborted(Promise.all(uploads.map((upload) => upload.done())), signal) : entry.files;
+      if (entry.incomplete) {
+        addToOutbox({ ...entry, conv, files, incomplete: false });
+        this.pending = this.pending.map((p) => (p.key === entry.key ? { ...p, conv, files, incomplete: false } : p));
       }
+      const answer = await this.client.startRun(toRun({ ...entry, conv, files }), { signal });
+      if (conv === null) this.#onBegun(answer.conv, entry.config);
       this.pending = this.pending.map((p) => (p.key === entry.key ? { ...p, conv: answer.conv, ...(answer.msg ? { msg: answer.msg } : {}) } : p));
       if (!answer.msg) this.#forgetPending(entry.key);
       else setTimeout(() => this.#forgetPending(entry.key), 3000);
+      return answer.conv;
     } catch (error) {
       this.#forgetPending(entry.key);
-      composer.putBack(entry.conv, entry.text);
-      if (!abort.signal.aborted) notices.error(error);
-    } finally {
-      dropFromOutbox(entry.key);
-      this.#aborts.delete(entry.key);
+      composer.putBack(conv, entry, uploads.length > 0 ? uploads : undefined);
+      if (!signal.aborted) notices.error(error);
+      return conv;
     }
+  }
+
+  /** A chat exists now; what was set for it before holds for its later messages too. */
+  #onBegun(conv: string, config: Draft['config']) {
+    if (Object.keys(config).length > 0) void this.#attempt(() => this.client.patchConfig(`conv:${conv}`, config));
+    if (router.conv !== null) return;
+    composer.adopt(conv);
+    router.go(conv);
   }
 
   #forgetPending(key: string) {
@@ -234,11 +263,23 @@ class Hub {
 
   async editQueued(queued: Queued) {
     const conv = router.conv;
-    if (await this.unqueue(queued)) composer.putBack(conv, queued.text);
+    if (await this.unqueue(queued)) composer.putBack(conv, queued);
   }
 
   async sendNow(queued: Queued) {
-    if (await this.unqueue(queued)) this.send(queued.text, 'interrupt');
+    if (await this.unqueue(queued)) this.send(queued, 'interrupt');
+  }
+
+  /** Patch the live config of the reply that is being written, else of the conversation, else of the chat to come. */
+  async configure(name: string, value: unknown): Promise<'run' | 'conv' | 'new' | null> {
+    const run = this.open?.transcript.active?.id;
+    const scope = run ? `run:${run}` : router.conv === null ? null : `conv:${router.conv}`;
+    if (scope === null) {
+      composer.configure(name, value);
+      return 'new';
+    }
+    const done = await this.#attempt(() => this.client.patchConfig(scope, { [name]: value }));
+    return done ? (run ? 'run' : 'conv') : null;
   }
 
   async answer(ask: string, choice: string, data?: unknown): Promise<boolean> {
@@ -323,6 +364,30 @@ function listTools(hub: HubState): ToolInfo[] {
       origin: String(connector?.title ?? connector?.name ?? origin),
     })),
   );
+}
+
+function toRun({ key, conv, when, text, files, model, config }: OutboxEntry): StartRun {
+  const input = files.map(toPart);
+  // A steer keeps to the config of the reply that it steers.
+  const own = when === 'steer' ? {} : { ...(conv === null ? config : {}), ...(model === null ? {} : { model }) };
+  return {
+    key, when,
+    input: text === '' ? input : [...input, { kind: 'text', text }],
+    ...(conv === null ? {} : { conv }),
+    ...(Object.keys(own).length > 0 ? { config: own } : {}),
+  };
+}
+
+function toPart({ ref, mime, name }: FileRef): StartRun['input'][number] {
+  return { kind: isImage(mime) ? 'image' : 'file', ref, mime, name };
+}
+
+function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) reject(new Error('taken back'));
+    signal.addEventListener('abort', () => reject(new Error('taken back')), { once: true });
+    work.then(resolve, reject);
+  });
 }
 
 function isClosed(error: unknown): boolean {

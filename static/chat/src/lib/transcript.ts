@@ -4,6 +4,7 @@
  * The socket client folds events into the state in place; `TranscriptBuilder` is told which runs changed since it was
  * last asked, builds those anew and answers the same objects for all others, so that only what changed is rendered.
  */
+import type { FileRef } from './drafts';
 import type { ConvState, Message, Part, RunFault, RunState, RunStatus, ToolProgress, ToolState, Usage } from '@sag/client';
 
 export interface ToolView {
@@ -52,7 +53,9 @@ export interface Turn {
 export interface Queued {
   run: string;
   text: string;
-  /** All parts are text, so that the message can be put back into the composer. */
+  files: FileRef[];
+  model: string | null;
+  /** Text and uploaded files alone, so that the message can be put back into the composer. */
   plain: boolean;
 }
 
@@ -74,6 +77,11 @@ export function isOpenRun(run: RunState | undefined): boolean {
 
 export function textOf(message: Message): string {
   return message.parts.filter((part) => part.kind === 'text').map((part) => part.text ?? '').join('\n');
+}
+
+/** The uploaded files among some parts. */
+export function filesIn(parts: Part[]): FileRef[] {
+  return parts.flatMap((part) => (part.ref ? [{ ref: part.ref, mime: part.mime ?? '', name: part.name ?? '' }] : []));
 }
 
 /** All that was said in a turn, as it is copied. */
@@ -157,7 +165,9 @@ function group(messages: Message[], state: ConvState): { groups: Group[]; queued
       queued.push({
         run: run!,
         text: own.map(textOf).join('\n'),
-        plain: own.every((m) => m.parts.every((part) => part.kind === 'text')),
+        files: filesIn(own.flatMap((m) => m.parts)),
+        model: typeof state_.config?.model === 'string' ? state_.config.model : null,
+        plain: own.every((m) => m.parts.every((part) => part.kind === 'text' || part.ref !== undefined)),
       });
       return false;
     }

@@ -4,7 +4,8 @@
  * A block that can no longer change is *closed*: it keeps its object for good, so whoever renders it does so once.
  * Only the tail is lexed again when text arrives. Knows nothing of HTML or of the DOM; `render.ts` stands above it.
  */
-import { Lexer, type Token, type TokensList } from 'marked';
+import { Lexer, Marked, type Token, type TokensList } from 'marked';
+import { formulaExtensions, withoutFormulas } from './formulas';
 
 export interface Block {
   /** Its place in the text; stable while the text only grows. */
@@ -17,7 +18,8 @@ export interface Block {
   readonly open: boolean;
 }
 
-const LEX_OPTIONS = { gfm: true, breaks: false };
+/** How this page reads markdown; lexing and parsing take it alike. */
+export const MARKED_OPTIONS = new Marked({ gfm: true, breaks: false, extensions: formulaExtensions }).defaults;
 
 /**
  * How many of the newest blocks stay open. The last one grows; the one before it can still be changed by a line that
@@ -50,7 +52,7 @@ export class BlockSplitter {
   }
 
   #lexTail(tail: string) {
-    const tokens = Lexer.lex(tail, LEX_OPTIONS);
+    const tokens = Lexer.lex(tail, MARKED_OPTIONS);
     const solid = tokens.filter((token) => token.type !== 'space').length;
     let toClose = Math.max(0, solid - OPEN_BLOCKS);
     const open: Block[] = [];
@@ -71,7 +73,7 @@ export class BlockSplitter {
   /** The whole text at once: late link definitions take hold, unchanged blocks keep their objects. */
   #finish(text: string): Block[] {
     const before = [...this.#closed, ...this.#open];
-    const tokens = Lexer.lex(text, LEX_OPTIONS);
+    const tokens = Lexer.lex(text, MARKED_OPTIONS);
     const hasLinks = Object.keys(tokens.links).length > 0;
     this.#closed = tokens
       .filter((token) => token.type !== 'space')
@@ -139,7 +141,7 @@ function countCells(row: string): number {
 function closeInline(text: string): string {
   const start = text.lastIndexOf('\n\n') + 1;
   const last = text.slice(start);
-  const outsideCode = last.replace(/\\[\s\S]/g, '').replace(/(`+)[\s\S]*?\1(?!`)/g, '');
+  const outsideCode = withoutFormulas(last).replace(/\\[\s\S]/g, '').replace(/(`+)[\s\S]*?\1(?!`)/g, '');
   const tick = /(`+)[^`]*$/.exec(outsideCode);
   if (tick) {
     const body = outsideCode.slice(tick.index + tick[1]!.length);

@@ -2,12 +2,16 @@
  * Turns one markdown block into safe DOM: `marked` writes HTML, DOMPurify lets through what is on the list below.
  *
  * Nothing here fetches anything: an image from another host becomes a link to it. Code is highlighted where the
- * highlighter (`highlight.ts`) is there already; it comes later by itself and bumps `highlighter.version`.
+ * highlighter (`highlight.ts`) is there already; it comes later by itself and bumps `highlighter.version`. So it is with
+ * formulas (`math.svelte.ts`). A closed diagram gets a place here, and is drawn by `diagrams.svelte.ts`.
  */
 import DOMPurify, { type Config } from 'dompurify';
 import { Parser, Renderer, Lexer, type Tokens } from 'marked';
+import { MARKED_OPTIONS, settle, type Block } from './blocks';
+import { isDiagram } from './diagrams.svelte';
+import { isOpenDisplay } from './formulas';
 import { highlight } from './highlight.svelte';
-import { settle, type Block } from './blocks';
+import { drawFormulas } from './math.svelte';
 
 const ALLOWED: Config = {
   ALLOWED_TAGS: [
@@ -35,15 +39,23 @@ export function escapeHtml(text: string): string {
   return text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 }
 
-function codeBlock(code: string, lang: string, live: boolean): string {
+function codeBlock(code: string, lang: string, live: boolean, closed: boolean): string {
   const name = (/^[\w+#.-]+/.exec(lang)?.[0] ?? '').toLowerCase();
+  const draws = closed && isDiagram(name, code);
   const body = live && code.length > HIGHLIGHT_OPEN_CHARS ? escapeHtml(code) : highlight(code, name) ?? escapeHtml(code);
   return (
-    `<figure class="code"><div class="code-bar"><span class="code-lang">${escapeHtml(name || 'text')}</span>` +
+    `<figure class="code${draws ? ' diagram' : ''}"><div class="code-bar"><span class="code-lang">${escapeHtml(name || 'text')}</span>` +
+    (draws ? '<button type="button" class="code-act" data-act="source">Source</button>' : '') +
     '<button type="button" class="code-act" data-act="wrap">Wrap</button>' +
     '<button type="button" class="code-act" data-act="copy">Copy</button></div>' +
+    (draws ? '<div class="diagram-view" role="img" aria-label="Diagram"></div>' : '') +
     `<pre tabindex="0"><code class="hljs">${body}</code></pre></figure>`
   );
+}
+
+function isFenceClosed(raw: string): boolean {
+  const mark = /^ {0,3}(`{3,}|~{3,})/.exec(raw)?.[1];
+  return mark !== undefined && new RegExp(`\\n {0,3}${mark}+[ \\t]*\\n`).test(raw);
 }
 
 class ChatRenderer extends Renderer {
@@ -51,8 +63,8 @@ class ChatRenderer extends Renderer {
     super();
   }
 
-  override code({ text, lang }: Tokens.Code): string {
-    return codeBlock(text, lang ?? '', this.live);
+  override code({ text, lang, raw }: Tokens.Code): string {
+    return codeBlock(text, lang ?? '', this.live, !this.live || isFenceClosed(raw));
   }
 
   override table(token: Tokens.Table): string {
@@ -86,9 +98,10 @@ const renderers = { live: new ChatRenderer(true), still: new ChatRenderer(false)
 
 /** The HTML of a block before it is cleaned. An open block shows what will stand. */
 export function blockHtml(block: Block): string {
-  if (!block.open) return Parser.parse([block.token], { renderer: renderers.still });
-  const tokens = Lexer.lex(settle(block.raw), { gfm: true });
-  return Parser.parse(tokens, { renderer: renderers.live });
+  if (!block.open) return Parser.parse([block.token], { ...MARKED_OPTIONS, renderer: renderers.still });
+  if (isOpenDisplay(block.raw)) return `<p class="formula-source">${escapeHtml(block.raw)}</p>`;
+  const tokens = Lexer.lex(settle(block.raw), MARKED_OPTIONS);
+  return Parser.parse(tokens, { ...MARKED_OPTIONS, renderer: renderers.live });
 }
 
 export function cleanHtml(html: string): DocumentFragment {
@@ -96,5 +109,7 @@ export function cleanHtml(html: string): DocumentFragment {
 }
 
 export function renderBlock(block: Block): DocumentFragment {
-  return cleanHtml(blockHtml(block));
+  const fragment = cleanHtml(blockHtml(block));
+  drawFormulas(fragment);
+  return fragment;
 }
