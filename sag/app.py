@@ -154,6 +154,8 @@ class App:
         Raises:
             StartError: No authentication is configured.
         """
+        if self.settings.loopback and self.settings.hub.auth == "required" and not tokens:
+            log.warning("every client needs a token, and there is none yet: make one with `sag token new`")
         if not self.settings.loopback and not tokens:
             raise StartError(
                 f"refusing to listen on {self.settings.hub.host} without authentication: make a token first "

@@ -78,7 +78,8 @@ def _after_tools(said: str, answered: list[tuple[CallRequest, str]], offered: se
         if not notes:
             return Reply("There are no notes, so there is nothing to delete.")
         return Reply("I ask before I delete it.", calls=[("note_delete", {"id": notes[-1]["id"]})])
-    return Reply(" ".join(_in_words(call, text) for call, text in answered))
+    told = answered[-1:] if wish else answered  # the list was only looked up to know which note is meant
+    return Reply(" ".join(_in_words(call, text) for call, text in told))
 
 
 def _in_words(call: CallRequest, text: str) -> str:
@@ -116,6 +117,10 @@ def _json(text: str) -> Json:
 
 def _greet(match: Match, request: ModelRequest) -> Reply:
     return Reply(f"Hello! I am the demo of this hub: a script without any model behind it. {_ABILITIES}")
+
+
+def _use(match: Match, request: ModelRequest) -> Reply:
+    return Reply(f"I call {_code(match['name'])}.", calls=[(match["name"], _json(match["args"] or "{}"))])
 
 
 def _settings(match: Match, request: ModelRequest) -> Reply:
@@ -209,6 +214,7 @@ _DELETE = r"\bdelete (?:the |my )?(?:note )?(last|(?<=note )\S+?)(?: note)?[.!]?
 _UNITS = r"°?[A-Za-zµ]+(?:/[A-Za-z]+)?\d?"
 _SCRIPT: list[tuple[str, Callable[[Match, ModelRequest], Reply]]] = [
     (r"^(?:add (?:a )?note|note|remember)(?: that|:|,)?\s+(.+)", _note),
+    (r"^use (?P<name>[\w.:/-]+)\s*(?P<args>\{.*\})?\s*$", _use),
     (r"^fail\b\s*(\w+)?", _fail),
     (_DELETE, _delete_note),
     (r"\b(?:list|show|what are) (?:all |me )*(?:my |the )?notes\b", _list_notes),
@@ -228,7 +234,7 @@ _SCRIPT: list[tuple[str, Callable[[Match, ModelRequest], Reply]]] = [
 
 _ABILITIES = (
     "Try *markdown*, *long*, *think*, *settings*, *count down from 5*, *time in Tokyo*, *what is 12 * 7*, "
-    "*20 degC to degF*, *two tools*, *note: buy milk*, *list notes*, *delete note last* or *fail*. For real answers, "
+    "*20 degC to degF*, *two tools*, *note: buy milk*, *list notes*, *delete note last*, *fail* or, for any tool, *use NAME {json}*. For real answers, "
     "set up a model provider and choose its model."
 )
 

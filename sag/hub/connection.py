@@ -460,7 +460,7 @@ class Connection:
             self._drop(old)
         answer.t = self._next_t
         self._next_t += 1
-        subscription = Subscription(self, topic, answer.t, answer.off, answer.head)
+        subscription = Subscription(self, topic, answer.t, answer.off, answer.head if at is not None else answer.off)
         if not self.closed:
             self.subscriptions[name] = subscription
             topic.readers[subscription] = None

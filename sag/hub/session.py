@@ -87,7 +87,10 @@ class Session:
             self._secret, self._fresh = self._fresh, None
 
     def knows(self, secret: str) -> bool:
-        return any(s and hmac.compare_digest(s, secret) for s in (self._secret, self._fresh))
+        """Whether a client may resume with this; that it has the new secret confirms it."""
+        if self._fresh is not None and hmac.compare_digest(self._fresh, secret):
+            self.confirm()
+        return bool(self._secret) and hmac.compare_digest(self._secret, secret)
 
     # tools
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sag.app import App
@@ -13,7 +14,7 @@ from sag.client import Client
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import Provider
 from sag.hooks.tool import Tool
-from sag.settings import Settings, load
+from sag.settings import load
 from sag.web.server import listen
 
 
@@ -39,7 +40,9 @@ class RunningHub:
 @contextlib.asynccontextmanager
 async def running_hub(
     *,
-    settings: Settings | None = None,
+    env: Mapping[str, str] | None = None,
+    tables: Mapping[str, dict[str, Any]] | None = None,
+    data: Path | None = None,
     providers: Sequence[Provider] = (),
     tools: Sequence[Tool] = (),
     kinds: Sequence[RunKind] = (),
@@ -48,7 +51,9 @@ async def running_hub(
     """Run a hub for a test.
 
     Args:
-        settings: All settings; by default none but a fresh data folder and a free port.
+        env: The environment that the hub and its plugins see; that of the test's process is not read.
+        tables: Tables of plugins.toml, by plugin.
+        data: The data folder; by default a fresh one that goes with the hub.
         providers, tools, kinds: Added to what the installed plugins bring.
         hub: Members of the table `[hub]`, such as `tick_ms=0`.
 
@@ -56,9 +61,8 @@ async def running_hub(
         The hub; it is drained at once and stopped at the end.
     """
     with tempfile.TemporaryDirectory() as folder:
-        chosen = settings or load({"SAG_DATA": folder})
-        chosen.hub.data = chosen.hub.data or folder
-        chosen.hub.port = 0
+        chosen = load({**(env or {}), "SAG_DATA": str(data or folder), "SAG_PORT": "0"}, cwd=Path(folder))
+        chosen.plugins |= tables or {}
         for name, value in hub.items():
             setattr(chosen.hub, name, value)
         sock = listen(chosen.hub)

@@ -193,6 +193,7 @@ class HttpFacade:
         subscribed = await place(topic, position, self._hub.limits.frame)
         follower = Follower(self._hub.topics, topic, subscribed.off)
         self._followers.add(follower)
+        loop = asyncio.get_running_loop()
 
         async def stream() -> AsyncIterator[bytes]:
             try:
@@ -201,12 +202,15 @@ class HttpFacade:
                     subscribed.off,
                     encode(subscribed),
                 )
+                checked = loop.time()
                 while follower.reason is None:
                     async for text in _batches(follower, subscribed.head):
                         yield text
                     if not await follower.woken(COMMENT_S):
-                        await self._guard.user_of(request.scope["headers"])  # a revoked token ends the stream
                         yield b":\n\n"
+                    if loop.time() >= checked + COMMENT_S:
+                        checked = loop.time()
+                        await self._guard.user_of(request.scope["headers"])  # a revoked token ends the stream
                 yield b"event: topic.closed\ndata: %b\n\n" % encode({"reason": follower.reason})
             except Fault:
                 yield b'event: topic.closed\ndata: {"reason":"behind"}\n\n'

@@ -38,7 +38,6 @@ from sag.hub.connection import HelloParams, SubscribeParams
 from sag.hub.subscription import Subscribed
 from sag.ops.operation import Operation, Registry
 from sag.schema.events import EVENTS, Delta
-from sag.settings import load
 from sag.testing.hub import RunningHub, running_hub
 
 Json = dict[str, Any]
@@ -401,8 +400,7 @@ def test_a_backup_restored_as_told_has_everything_and_new_generations(tmp_path):
     assert len(commands) == 3
 
     async def main() -> tuple[str, str]:
-        settings = load({"SAG_DATA": str(tmp_path / ".local/share/sag")}, cwd=tmp_path)
-        async with running_hub(settings=settings) as hub, hub.client() as client:
+        async with running_hub(data=tmp_path / ".local/share/sag") as hub, hub.client() as client:
             run = await client.call("run.start", {"input": [{"kind": "text", "text": "Hello"}]})
             topic = await client.subscribe(f"conv:{run['conv']}")
             await topic.until(lambda state: state["runs"][run["run"]]["status"] == "done")
@@ -415,8 +413,7 @@ def test_a_backup_restored_as_told_has_everything_and_new_generations(tmp_path):
         _shell(command, tmp_path)
 
     async def again() -> None:
-        settings = load({"SAG_DATA": str(tmp_path / ".local/share/sag")}, cwd=tmp_path)
-        async with running_hub(settings=settings) as hub, hub.client() as client:
+        async with running_hub(data=tmp_path / ".local/share/sag") as hub, hub.client() as client:
             topic = await client.subscribe(name)
             assert topic.gen != gen
             assert [m["role"] for m in topic.state["messages"]] == ["user", "assistant"]

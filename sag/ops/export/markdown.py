@@ -51,6 +51,8 @@ SETTING_TEXT = {
     "ping_every_ms": "How often a heartbeat is sent.",
     "ping_timeout_ms": "How long the answer to one may take.",
     "hello_ms": "How long a connection may take to say `hello`.",
+    "head_ms": "How long the head of an HTTP request may take.",
+    "body_ms": "Over what time a body has to come at 1 KiB a second on average.",
     "keep_ms": "How long a session, with its tools and their open calls, is kept after a cut.",
     "user_timeout_ms": "How long the kernel waits for a peer that acknowledges nothing (TCP_USER_TIMEOUT).",
     "drain_s": "How long runs may take to end when the hub goes down; the rest is interrupted.",
