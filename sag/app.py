@@ -400,10 +400,13 @@ def run(settings: Settings, ready: Callable[[str], None]) -> int:
     settings.hub.port = sock.getsockname()[1]
     try:
         app = App(settings)
-        return _runner()(_serve(app, sock, ready, stop_logging))
+        code = _runner()(_serve(app, sock, ready, stop_logging))
     finally:
         sock.close()
-        stop_logging()
+        written = stop_logging()
+    if not written:
+        os._exit(code)  # the interpreter's own end would wait for ever for a sink that takes nothing
+    return code
 
 
 def _runner() -> Callable[[Any], int]:
@@ -414,9 +417,7 @@ def _runner() -> Callable[[Any], int]:
     return uvloop.run
 
 
-async def _serve(
-    app: App, sock: socket.socket, ready: Callable[[str], None], stop_logging: Callable[[], None]
-) -> int:
+async def _serve(app: App, sock: socket.socket, ready: Callable[[str], None], stop_logging: Callable[[], bool]) -> int:
     try:
         app.refuse_open_door(len(await app.tokens.list()))
         await app.start()
@@ -440,8 +441,12 @@ async def _stragglers() -> list[str]:
     return [task.get_name() for task in left]
 
 
-def set_up_logging(level: str) -> Callable[[], None]:
-    """Log to stderr from a thread of its own, so that a sink that blocks costs the loop nothing (RELIABILITY F44)."""
+def set_up_logging(level: str) -> Callable[[], bool]:
+    """Log to stderr from a thread of its own, so that a sink that blocks costs the loop nothing (RELIABILITY F44).
+
+    Returns:
+        Ends it; gives whether the sink took everything in time.
+    """
     records: queue.Queue[Any] = queue.Queue(10_000)
     handler = _DroppingHandler(records)
     handler.addFilter(QuietFilter())
@@ -456,12 +461,13 @@ def set_up_logging(level: str) -> Callable[[], None]:
     logging.raiseExceptions = False
     listener.start()
 
-    def stop() -> None:
+    def stop() -> bool:
         thread = listener._thread
         with contextlib.suppress(queue.Full):
             records.put_nowait(None)
         if thread is not None:
             thread.join(1.0)
+        return thread is None or not thread.is_alive()
 
     return stop
 

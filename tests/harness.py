@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,14 +158,14 @@ class Hub:
         if self.process is None or self.process.poll() is not None:
             return
         self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        self.process.send_signal(signal.SIGTERM)  # the second signal hurries
-        try:
-            self.process.wait(6)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(10)
-            raise AssertionError("the hub had to be killed") from None
+        for wait_s in (0.1, 0.1, 8):  # the second signal hurries
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(wait_s)
+                return
+        self.process.kill()
+        self.process.wait(10)
+        raise AssertionError("the hub had to be killed")
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -466,6 +466,10 @@ class View:
         if self.state is not None:
             fold(self.topic, self.state, event["e"], event["d"])
         return True
+
+    async def reaches(self, head: int) -> None:
+        """Wait until it stands at an offset."""
+        await until(lambda: self.cur >= head, f"{self.topic}: {head} is not reached")
 
     def named(self, e: str) -> list[Any]:
         """The bodies of the events of a name."""
@@ -856,7 +860,7 @@ async def check_state(url: str, topic: str, *views: View, token: str | None = No
     async with Client(url, "fresh", token=token) as client:
         head = (await client.call("topic.subscribe", topic=topic, **{"from": "head"}))["head"]
     for view in views:
-        await until(lambda view=view: view.cur >= head, f"{topic}: a view stands at {view.cur}, the head is {head}")
+        await view.reaches(head)
     snap, replayed = await fresh(url, topic, token)
     wanted = normal(topic, snap)
     assert normal(topic, replayed) == wanted, f"{topic}: the fold of the log is not the snapshot"
@@ -928,10 +932,10 @@ class Proxy:
         assert self._listener is not None
         self._listener.close()
         for link in self.links:
-            _close(link.client), _close(link.server)
+            _close(link.client, link.server)
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -958,7 +962,7 @@ class Proxy:
         try:
             await loop.sock_connect(server, ("127.0.0.1", self._hub_port))
         except OSError:
-            _close(client), _close(server)
+            _close(client, server)
             return
         ways = [
             asyncio.ensure_future(self._forward(link, "c2s", client, server, cut)),
@@ -987,7 +991,7 @@ class Proxy:
             await asyncio.wait(ways)
             for way in ways:
                 way.cancelled() or way.exception()
-            _close(client), _close(server)
+            _close(client, server)
             link.ended.set()
 
     async def _forward(
@@ -1044,9 +1048,10 @@ async def _drain(sock: socket.socket) -> None:
             pass
 
 
-def _close(sock: socket.socket | None) -> None:
-    if sock is not None:
-        sock.close()
+def _close(*socks: socket.socket | None) -> None:
+    for sock in socks:
+        if sock is not None:
+            sock.close()
 
 
 # --- sockets by hand ---

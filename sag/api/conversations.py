@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 
 from sag.engine.engine import Engine
@@ -11,7 +12,9 @@ from sag.errors import Fault
 from sag.ops.dispatch import Call
 from sag.ops.operation import Change, Params, operation
 from sag.topics.journal import Journal
+from sag.topics.merge import encode
 from sag.topics.snapshot import newest
+from sag.topics.topic import Topic
 
 Json = dict[str, Any]
 ANSWER_ROOM = 1024  # bytes of a frame around a result
@@ -105,8 +108,8 @@ class Conversations:
     async def get(self, call: Call, params: ConversationRef) -> ConversationView:
         """A conversation as it is now."""
         topic = await self._engine.topic(call.me, params.conv)
-        await topic.settled()
-        return ConversationView(params.conv, topic.gen, topic.tip, topic.state)
+        off, text = await topic.shown(lambda: (topic.tip, encode(topic.state)))
+        return ConversationView(params.conv, topic.gen, off, msgspec.json.decode(text))
 
     @operation("conversation.update", who="user", rest="PATCH /api/conversations/{conv}")
     async def update(self, call: Call, params: ConversationUpdate) -> Changed:
@@ -123,7 +126,10 @@ class Conversations:
     async def messages(self, call: Call, params: MessageList) -> MessageListed:
         """Older messages of a conversation."""
         topic = await self._engine.topic(call.me, params.conv)
-        await topic.settled()
+        text = await topic.shown(lambda: encode(self._page(topic, params)))
+        return msgspec.json.decode(text, type=MessageListed)
+
+    def _page(self, topic: Topic, params: MessageList) -> MessageListed:
         messages = topic.state["messages"]
         if params.before is not None:
             at = next((i for i, m in enumerate(messages) if m["msg"] == params.before), None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from sag.engine.engine import Engine, RunStart, RunStarted
+from sag.errors import Fault
 from sag.ops.dispatch import Call
 from sag.ops.operation import Change, Params, operation
 from sag.topics.journal import Journal
+from sag.topics.topic import Topic
 
 Json = dict[str, Any]
 
@@ -139,9 +142,7 @@ class Runs:
     async def get(self, call: Call, params: RunRef) -> RunView:
         """A run's object."""
         topic = await self._engine.run_topic(call.me, params.run)
-        object = dict(topic.state["runs"][params.run])
-        await topic.settled()
-        return RunView(params.run, topic.name[5:], object)
+        return await topic.shown(lambda: RunView(params.run, topic.name[5:], copy.deepcopy(_run(topic, params.run))))
 
     @operation("run.list", who="user", rest="GET /api/runs")
     async def list(self, call: Call, params: RunList) -> RunListed:
@@ -154,15 +155,7 @@ class Runs:
     async def export(self, call: Call, params: RunExport) -> RunExported:
         """A run's transcript as a document."""
         topic = await self._engine.run_topic(call.me, params.run)
-        state = topic.state
-        object = state["runs"][params.run]
-        messages = [m for m in state["messages"] if m.get("run") == params.run]
-        tools = {id: t for id, t in state["tools"].items() if t["run"] == params.run}
-        document = {"run": {"id": params.run, **object}, "messages": messages, "tools": tools}
-        text = msgspec.json.format(msgspec.json.encode(document)).decode()
-        if params.format == "md":
-            text = _markdown(state["conv"].get("title", ""), messages, tools)
-        await topic.settled()
+        text = await topic.shown(lambda: _export(topic, params.run, params.format))
         mime = "application/json" if params.format == "json" else "text/markdown"
         return RunExported(params.run, params.format, mime, text)
 
@@ -170,6 +163,23 @@ class Runs:
     async def answer(self, call: Call, params: AskAnswer) -> AskAnswered:
         """Settle an ask; the first valid answer wins."""
         return msgspec.convert(await self._engine.answer(call, params.ask, params.choice, params.data), AskAnswered)
+
+
+def _run(topic: Topic, run: str) -> Json:
+    object: Json | None = topic.state["runs"].get(run)
+    if object is None:
+        raise Fault("run.unknown")
+    return object
+
+
+def _export(topic: Topic, run: str, format: str) -> str:
+    state, object = topic.state, _run(topic, run)
+    messages = [m for m in state["messages"] if m.get("run") == run]
+    tools = {id: t for id, t in state["tools"].items() if t["run"] == run}
+    if format == "md":
+        return _markdown(state["conv"].get("title", ""), messages, tools)
+    document = {"run": {"id": run, **object}, "messages": messages, "tools": tools}
+    return msgspec.json.format(msgspec.json.encode(document)).decode()
 
 
 def _markdown(title: str, messages: list[Json], tools: Json) -> str:

@@ -360,6 +360,8 @@ class Engine:
         self, tx: Transaction, home: Conversation, run: str, status: RunEnd, error: RunError | None = None
     ) -> None:
         topic = home.topic
+        if topic.lost:  # its state is ahead of what is kept: there the run may be closed already
+            raise topic.lost
         object = topic.state["runs"].get(run)
         if object is None or object["status"] not in OPEN:
             return
@@ -400,6 +402,8 @@ class Engine:
             self._release(home)
 
     async def _begin_next(self, home: Conversation) -> None:
+        if not home.queue:
+            return
         run = home.queue[0]
         below = await self._client_llm(run.user, run.client)
         if not home.may_begin(run):
@@ -648,6 +652,8 @@ class Engine:
             Fault: scope.unknown, run.unknown, conv.unknown.
         """
         what, id, topic = await self._scope(call, scope)
+        if topic.lost:  # a commit that failed is being undone
+            await topic.shown(lambda: None)
         document, below, struct, rev = await self._view(call, what, id, topic)
         effective = self._named(layered(*below, document), what)
         view = ConfigView(rev, document, effective, msgspec.json.schema(struct))

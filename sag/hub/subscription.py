@@ -83,10 +83,7 @@ async def place(topic: Topic, at: Position, limit: int) -> Subscribed:
     if at.from_ is None and topic.can_replay(at.gen, at.off):
         assert at.off is not None
         return Subscribed("replay", topic.gen, at.off, topic.head)
-    if topic.lost:
-        raise topic.lost
-    snap, off = snapshot(topic, limit), topic.tip
-    await topic.settled()
+    snap, off = await topic.shown(lambda: (snapshot(topic, limit), topic.tip))
     answer = Subscribed("snapshot", topic.gen, off, topic.head, snap=Raw(snap))
     if at.from_ is None and at.off is not None:
         answer.lost = {"gen": at.gen or topic.gen, "from": at.off}

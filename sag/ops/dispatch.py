@@ -65,7 +65,7 @@ class Call:
         key: An idempotency key that came beside the params (HTTP header).
     """
 
-    __slots__ = ("_begin", "_keep", "_tx", "client", "key", "peer", "result", "user")
+    __slots__ = ("_begin", "_keep", "_tx", "client", "committing", "key", "peer", "result", "user")
 
     def __init__(
         self, user: User | None, client: str = "", *, begin: Callable[[], Any], peer: Any = None, key: str | None = None
@@ -75,6 +75,7 @@ class Call:
         self._tx: Any = None
         self._keep: Callable[[Any, bytes], None] | None = None
         self.result: bytes | None = None
+        self.committing: asyncio.Future[None] | None = None
 
     @property
     def me(self) -> User:
@@ -103,7 +104,8 @@ class Call:
         if self._keep is not None:
             self._keep(self.tx, self.result)
         if self._tx is not None and not self._tx.empty and not self._tx.submitted:
-            await self._tx.submit(crash)
+            self.committing = self._tx.submit(crash)
+            await asyncio.shield(self.committing)
 
 
 class Dispatcher:
@@ -196,9 +198,20 @@ class Dispatcher:
             outcome = (digest, await self._run(call, op, params))
             return outcome[1]
         finally:
-            if self._first.get(slot) is mine:
-                del self._first[slot]
-            mine.set_result(outcome)
+
+            def settle(commit: asyncio.Future[None] | None) -> None:
+                if outcome is None and commit is not None and call.result is not None and not commit.exception():
+                    mine.set_result((digest, call.result))
+                else:
+                    mine.set_result(outcome)
+                if self._first.get(slot) is mine:
+                    del self._first[slot]
+
+            commit = call.committing
+            if outcome is None and commit is not None and not commit.done():
+                commit.add_done_callback(settle)  # the caller waits no longer, but what was accepted goes on
+            else:
+                settle(commit)
 
 
 def _same(kept: tuple[str, bytes], digest: str) -> bytes:

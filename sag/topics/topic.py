@@ -8,9 +8,10 @@ behind reads forward by itself. Above: store, hooks, engine, hub. Below: the red
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -28,6 +29,7 @@ SNAPSHOT_EVERY = 2_000
 IDLE_TOPICS = 256
 
 _decode = msgspec.json.Decoder().decode
+T = TypeVar("T")
 
 
 class Batch:
@@ -132,6 +134,27 @@ class Topic:
         self._waiters.append((self.tip, future))
         await future
 
+    async def shown(self, look: Callable[[], T]) -> T:
+        """What a look at the state gives, once all that it shows is committed.
+
+        While a commit that failed is being undone it waits and looks again, so that reading goes on where nothing can
+        be written.
+
+        Args:
+            look: Gives something of its own, which no later event changes.
+
+        Raises:
+            Fault: store.full and its like, when the state does not come back within 2 s; what `look` raises.
+        """
+        for _ in range(40):
+            if not self.lost:
+                seen = look()
+                with contextlib.suppress(Fault):
+                    await self.settled()
+                    return seen
+            await asyncio.sleep(0.05)
+        raise self.lost or Fault("store.unavailable")
+
     def can_replay(self, gen: str | None, off: int | None) -> bool:
         """Whether a reader that stands at `off` can be given all that follows."""
         return gen == self.gen and off is not None and self.first - 1 <= off <= self.head
@@ -211,6 +234,7 @@ class Transaction:
 
     def _add(self, topic: Topic, name: str, key_member: str | None, event: Any, key: str | None = None) -> int:
         if topic.lost:
+            self._abandon(topic.lost)
             raise topic.lost
         body = encode(event)
         d = _decode(body)
@@ -226,6 +250,13 @@ class Transaction:
         for write in self._topics.project(topic, name, d, ts):
             self._unit.writes.append(write)
         return entry.off
+
+    def _abandon(self, fault: Fault) -> None:
+        """Half of it cannot be: the topics that it was appended to are ahead of what will be kept, so read them again."""
+        for topic in self._touched:
+            self._topics.lose(topic, fault)
+        self._unit.events.clear()
+        self._unit.writes.clear()
 
     def touch(self, topic: Topic) -> None:
         """See to it that a new topic is kept with this transaction."""
@@ -285,6 +316,8 @@ class Transaction:
             call()
         for topic, off in self._touched.items():
             topic._committed(off)
+            if topic.tip == topic.head > topic._snap_off + SNAPSHOT_EVERY:
+                self._topics.keep_snapshot(topic)
         if not future.done():
             future.set_result(None)
 
@@ -490,14 +523,14 @@ class Topics:
             self._restore(topic, kept)
             return
 
-    def keep_snapshot(self, topic: Topic) -> None:
-        """Keep the state, so that loading the topic need not fold its whole log."""
+    def keep_snapshot(self, topic: Topic) -> asyncio.Future[None]:
+        """Keep the state, so that loading the topic need not fold its whole log. All that it shows is committed."""
         dump = getattr(topic.fold, "dump", None)
         state = dump() if dump else topic.state
         tx = self.begin()
         tx.put(Put("snapshot", {"topic": topic.tid, "off": topic.tip, "state": encode(state)}))
         topic._snap_off = topic.tip
-        tx.submit()
+        return tx.submit()
 
     async def trim(self, topic: Topic, upto: int) -> None:
         """Forget a topic's events up to an offset; its state is kept first.
@@ -505,8 +538,9 @@ class Topics:
         Raises:
             Fault: store.full and its like.
         """
-        self.keep_snapshot(topic)
-        await topic.settled()
+        while topic.tip != topic.head:
+            await topic.settled()
+        await self.keep_snapshot(topic)
         tx = self.begin()
         tx.put(Drop("event", {"topic": topic.tid}, {"off": upto}))
         await tx.submit()

@@ -31,18 +31,17 @@ class Patch:
 
 def draw(chance: random.Random, known: int) -> tuple[Json, int | None]:
     """A patch: the same member, another, null, nested, empty; with a revision, a stale one, or none."""
-    patch = chance.choice(
-        [
-            {"temperature": chance.randint(0, 20) / 10},
-            {"temperature": None},
-            {"max_tokens": chance.randint(100, 200)},
-            {"top_p": chance.randint(1, 10) / 10, "temperature": chance.randint(0, 20) / 10},
-            {"tools": {f"t{chance.randint(0, 3)}": chance.choice([True, False, None])}},
-            {"tools": None},
-            {"extra": {"a": {"b": chance.randint(0, 9), "c": None}}},
-            {},
-        ]
-    )
+    choices: list[Json] = [
+        {"temperature": chance.randint(0, 20) / 10},
+        {"temperature": None},
+        {"max_tokens": chance.randint(100, 200)},
+        {"top_p": chance.randint(1, 10) / 10, "temperature": chance.randint(0, 20) / 10},
+        {"tools": {f"t{chance.randint(0, 3)}": chance.choice([True, False, None])}},
+        {"tools": None},
+        {"extra": {"a": {"b": chance.randint(0, 9), "c": None}}},
+        {},
+    ]
+    patch = chance.choice(choices)
     return patch, chance.choice([None, None, known, known, max(1, known - 1)])
 
 
@@ -52,7 +51,7 @@ async def patch_for_a_while(client: Client, scope: str, chance: random.Random, c
     for _ in range(count):
         patch, rev = draw(chance, known)
         one = Patch(patch, rev)
-        params = {"scope": scope, "patch": patch, "key": new_key()} | ({} if rev is None else {"rev": rev})
+        params: Json = {"scope": scope, "patch": patch, "key": new_key()} | ({} if rev is None else {"rev": rev})
         one.began = time.monotonic()
         try:
             one.answer = await client.sure("config.patch", **params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -49,7 +49,7 @@ async def _session(client: Client, watcher: Client, name: str) -> None:
     seen = await watcher.follow(topic)
     ask = await watcher.asked(seen)
     scope = f"run:{started['run']}"
-    patch = {"scope": scope, "patch": {"temperature": 0.5}, "rev": 1}
+    patch: dict[str, Any] = {"scope": scope, "patch": {"temperature": 0.5}, "rev": 1}
     answers = await asyncio.gather(
         client.sure("config.patch", **patch),
         client.sure("ask.answer", ask=ask, choice="allow_once"),

@@ -1,4 +1,4 @@
-"""Idempotency keys under faults (RELIABILITY F19): one effect and one answer, whatever happened to the first attempt."""
+"""Idempotency keys under faults (RELIABILITY F19): one effect and one answer, whatever became of the first."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ async def test_a_kill_at_any_moment_loses_nothing_that_was_shown(make_hub: Calla
                 assert all(p["open"] is False for p in cut)
                 assert words(201).startswith(before) or "probe" in text
                 await client.sure("run.resume", run=answer["run"])
-                await until(lambda view=view: len(view.named("run.close")) == 2, "the end of the resumed run")
+                await client.done(view, answer["run"], "done")
+                assert len(view.named("run.close")) == 2
                 run = view.run(answer["run"])
                 assert [d["step"] for d in view.named("step.open")] == sorted(
                     {d["step"] for d in view.named("step.open")}

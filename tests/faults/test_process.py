@@ -18,8 +18,9 @@ from typing import Any
 
 import httpx
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus
 
+from sag.testing.upstream import FakeUpstream
 from tests.harness import FULL, Client, Hub, Proxy, Refused, check_state, new_key, until, upgrade_request
 
 Json = dict[str, Any]
@@ -32,14 +33,14 @@ async def health(hub: Hub) -> httpx.Response:
 
 
 async def slowest_answer(client: Client, seconds: float) -> float:
-    """The longest wait for a small answer, in ms, as a measure of how long the loop stands still."""
-    worst, deadline = 0.0, time.monotonic() + seconds
+    """How long all but one in a hundred of small answers take at most, in ms: whether the loop stands still."""
+    waits, deadline = [], time.monotonic() + seconds
     while time.monotonic() < deadline:
         began = time.monotonic()
         await client.call("user.me")
-        worst = max(worst, time.monotonic() - began)
+        waits.append(time.monotonic() - began)
         await asyncio.sleep(0.005)
-    return worst * 1000
+    return sorted(waits)[int(len(waits) * 0.99)] * 1000
 
 
 # --- F3, F4: signals ---
@@ -92,7 +93,8 @@ async def test_sigterm_tells_everybody_waits_for_runs_and_interrupts_the_rest(ma
         await until(lambda: seen.run(run["run"])["status"] == "running", "it goes on")
         await client.call("run.cancel", run=run["run"])
         await client.done(seen, run["run"], "cancelled")
-        assert (await client.call("run.start", **keyed))["run"], "a refusal is not kept under the key"
+        again = await client.call("run.start", **keyed)  # a refusal is not kept under the key
+        await client.done(seen, again["run"])
         await check_state(hub.url, view.topic, seen)
 
 
@@ -220,7 +222,6 @@ async def test_connections_over_a_limit_are_refused_and_the_others_stay(make_hub
     waiting.cut()
     await waiting.close()
     await inside[0].cut_and_wait()
-    await until(lambda: "x", "a moment")
     again = Client(hub.url)
     for _ in range(100):
         try:
@@ -324,10 +325,9 @@ async def test_without_file_descriptors_it_waits_quietly_and_recovers(make_hub: 
         deadline = time.monotonic() + 10
         while True:
             try:
-                async with asyncio.timeout(2):
-                    await Client(hub.url).connect()
-                break
-            except (OSError, TimeoutError, EOFError, Exception):
+                async with asyncio.timeout(2), Client(hub.url):
+                    break
+            except (OSError, TimeoutError, EOFError, InvalidHandshake):
                 assert time.monotonic() < deadline, "it does not recover"
         await client.done(view, started["run"])
         hub.unlimit(resource.RLIMIT_NOFILE)
@@ -362,6 +362,7 @@ async def test_a_full_disk_refuses_changes_and_nothing_else(make_hub: Callable[.
         assert (refused.code, refused.kind, refused.data["retry"]) == (507, "store.full", True)
         start = await client.refused("run.start", input=HI)
         assert start.code == 507
+        await until(lambda: "cannot be closed yet: store.full" in hub.log(), "the run meets the full disk")
         async with hub.http() as http:
             assert (await http.get("/health")).status_code == 200
             answer = await http.post("/rpc/run.start", json={"input": HI})
@@ -404,7 +405,7 @@ async def test_a_cancel_works_while_the_disk_is_full(make_hub: Callable[..., Hub
         try:
             await client.call("run.cancel", run=started["run"])
         except Refused as refused:
-            assert refused.code == 507  # noqa: PT017 - either is an answer
+            assert refused.code == 507
         assert time.monotonic() - began < 2
         hub.unlimit(resource.RLIMIT_FSIZE)
         for _ in range(200):
@@ -444,7 +445,7 @@ async def test_a_locked_file_is_503_in_time_and_the_loop_goes_on(make_hub: Calla
             try:
                 await client.call("config.patch", scope=f"conv:{started['conv']}", patch={"temperature": 1})
             except Refused as refused:
-                assert refused.code == 503  # noqa: PT017
+                assert refused.code == 503
                 return False
             return True
 
@@ -512,7 +513,7 @@ async def test_a_log_sink_that_blocks_or_breaks_costs_nothing(make_hub: Callable
         os.close(reader)
 
 
-async def test_memory_does_not_grow_with_the_second_repetition(make_hub: Callable[..., Hub]) -> None:
+async def test_memory_does_not_grow_with_repetition(make_hub: Callable[..., Hub]) -> None:
     hub = make_hub()
 
     async def crowd() -> None:
@@ -527,9 +528,35 @@ async def test_memory_does_not_grow_with_the_second_repetition(make_hub: Callabl
             while (await http.get("/health")).json()["connections"]:
                 await asyncio.sleep(0.01)
 
-    rounds = []
-    for _ in range(4):
-        await crowd()
-        rounds.append((hub.rss_kib(), hub.fds()))
-    assert rounds[-1][0] - rounds[1][0] <= 3072, rounds
-    assert rounds[-1][1] <= rounds[0][1] + 2, rounds
+    seen = []
+    for _ in range(3):
+        for _ in range(3):
+            await crowd()
+        seen.append(await hub.rpc("probe.look") | {"rss": hub.rss_kib(), "fds": hub.fds()})
+    for kind in ("hub.connection.Connection", "hub.connection.Subscription", "web.server.HubSocketProtocol"):
+        assert seen[-1]["objects"].get(f"sag.{kind}", 0) == 0
+    assert seen[-1]["tasks"] == seen[0]["tasks"]
+    assert seen[-1]["fds"] <= seen[0]["fds"] + 2
+    assert seen[-1]["rss"] - seen[1]["rss"] <= 2048, [s["rss"] for s in seen]
+
+
+async def test_a_planted_secret_is_told_nowhere(make_hub: Callable[..., Hub]) -> None:
+    secret = "sk-canary-7d1f0c"
+    async with FakeUpstream(api_key="another") as upstream:
+        hub = make_hub(
+            LLM_PROVIDER="openai", LLM_BASE_URL=upstream.url, LLM_MODEL="fake", LLM_API_KEY=secret, SAG_LOG="debug"
+        )
+        async with Client(hub.url, topics=["hub", "user:me"]) as client, hub.http() as http:
+            started, view = await client.say("hi")
+            run = await client.done(view, started["run"], "failed")
+            assert run["error"]["kind"] == "provider.auth"
+            assert upstream.chats[0].headers["authorization"] == f"Bearer {secret}"
+            told = [str(client.frames), hub.log()]
+            for path in ("plugins", "models", "tools", "tokens", f"runs/{started['run']}/export"):
+                told.append((await http.get(f"/api/{path}")).text)
+            told.append(str(await client.call("config.get", scope=f"conv:{started['conv']}")))
+            assert not any(secret in text for text in told)
+        hub.terminate()
+        assert await hub.ended() == 0
+        for file in hub.data.rglob("*"):
+            assert not file.is_file() or secret.encode() not in file.read_bytes(), file.name

@@ -1,4 +1,4 @@
-"""Two things at once of which one has to win, everywhere the same (RELIABILITY F21). Each is repeated with other timing."""
+"""Two things at once of which one has to win, everywhere the same (RELIABILITY F21). Each is tried often."""
 
 from __future__ import annotations
 
@@ -234,7 +234,9 @@ async def test_two_interrupts_and_a_queue(common: Hub, client: Client, other: Cl
         active: set[str] = set()
         for event in view.events:
             d = event["d"]
-            if event["e"] == "run.open" and d["status"] == "running" or event["e"] == "run" and "begun" in d["patch"]:
+            if (event["e"] == "run.open" and d["status"] == "running") or (
+                event["e"] == "run" and "begun" in d["patch"]
+            ):
                 active.add(d["run"])
             elif event["e"] == "run.close":
                 active.discard(d["run"])

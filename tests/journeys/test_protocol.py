@@ -287,6 +287,10 @@ async def test_one_round_trip_restores_everything(common: Hub) -> None:
     await client.close()
 
 
+def resumed(client: Client) -> bool:
+    return bool(client.hello["session"]["resumed"])
+
+
 async def test_the_secret_rotates_and_the_old_one_holds_until_the_first_frame(common: Hub) -> None:
     client = Client(common.url)
     await client.connect()
@@ -300,19 +304,20 @@ async def test_the_secret_rotates_and_the_old_one_holds_until_the_first_frame(co
     await client.cut_and_wait()  # it sent nothing since
     client.session = first
     await client.connect()
-    assert client.hello["session"]["resumed"] is True, "the answer may have been lost with the cut"
+    assert resumed(client), "the answer may have been lost with the cut"
     await client.call("user.me")
     third = dict(client.session)
     await client.cut_and_wait()
-    for stale in (first, second, {"id": first["id"], "secret": "wrong"}, {"id": "ses_none", "secret": "x"}):
+    wrong: list[Json] = [{"id": first["id"], "secret": "wrong"}, {"id": "ses_none", "secret": "x"}]
+    for stale in (first, second, *wrong):
         client.session = stale
         await client.connect()
-        assert client.hello["session"]["resumed"] is False, stale
+        assert not resumed(client), stale
         assert client.hello["session"]["id"] != first["id"]
         await client.cut_and_wait()
     client.session = third
     await client.connect()
-    assert client.hello["session"]["resumed"] is True
+    assert resumed(client)
     await client.close()
 
 
@@ -589,7 +594,7 @@ async def test_tools_run_and_numbers_are_never_used_twice(common: Hub) -> None:
         opened, closed = view.named("tool.open"), view.named("tool.close")
         assert len(opened) == len(closed) == 4
         assert {t["call"] for t in opened} == {t["call"] for t in closed}
-        status = {t["name"]: [] for t in opened}
+        status: dict[str, list[str]] = {t["name"]: [] for t in opened}
         for tool in view.has["tools"].values():
             status[tool["name"]].append(tool["status"])
         assert sorted(status["probe_mark"]) == ["invalid", "ok"]
@@ -987,8 +992,8 @@ async def test_a_patch_that_does_not_fit_changes_nothing(common: Hub) -> None:
         refused = await client.refused("config.patch", scope=run, patch={"temperature": 1}, rev=5)
         assert (refused.code, refused.kind, refused.data["rev"]) == (409, "config.conflict", 1)
         assert "effective" in refused.data
-        for patch in (3, [], None):
-            assert (await client.refused("config.patch", scope=run, patch=patch)).code in (422, -32602)
+        for nonsense in (3, "x", None):
+            assert (await client.refused("config.patch", scope=run, patch=nonsense)).code in (422, -32602)
         start = await client.refused("run.start", input=[{"kind": "text", "text": "x"}], config={"nonsense": 1})
         assert (start.code, start.data["path"]) == (422, "$.nonsense")
         for scope in ("run:none", "conv:none", "client:", "hub:x", "nothing"):
@@ -1180,10 +1185,10 @@ async def test_a_cancelled_request_is_still_answered(common: Hub) -> None:
         assert any(isinstance(a, Refused) for a in answers)
         future = client.begin("run.start", **params)
         client.send({"method": "rpc.cancel", "params": {"id": client.last_id}})
-        with pytest.raises((Refused, AssertionError)) as refused:
-            await future
-            raise AssertionError("it was not cancelled, which may be")
-        assert "499" in str(refused.value) or "may be" in str(refused.value)
+        try:
+            await asyncio.wait_for(future, WAIT_S)
+        except Refused as refused:
+            assert refused.code == 499
         first = await client.call("run.start", **params)
         second = await client.call("run.start", **params)
         assert first["run"] == second["run"], "what was accepted goes on under its key"

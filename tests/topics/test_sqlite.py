@@ -15,7 +15,7 @@ from sag.topics import sqlite
 from sag.topics.journal import Put, Unit
 from sag.topics.merge import Entry
 from sag.topics.sqlite import SqliteJournal
-from sag.topics.topic import Topics
+from sag.topics.topic import SNAPSHOT_EVERY, Topics
 
 
 @pytest.fixture
@@ -189,4 +189,24 @@ async def test_trimming_keeps_the_state_and_tells_where_history_begins(tmp_path:
     again = await topics.find("u1", "conv:c1")
     assert again is not None
     assert (again.first, again.head, again.state["conv"]["title"]) == (16, 20, "t19")
+    await topics.close()
+
+
+async def test_a_long_log_is_not_folded_from_its_beginning(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    topics = Topics(journal)
+    conv = topics.create("u1", "conv:c1")
+    for n in range(SNAPSHOT_EVERY + 200):
+        topics.emit(conv, ConvPatch({"title": f"t{n}"}))
+        if n % 100 == 0:
+            await conv.settled()
+    await conv.settled()
+    for _ in range(100):
+        kept = await journal.load("u1", "conv:c1")
+        if kept is not None and kept.snap_off:
+            break
+        await asyncio.sleep(0.01)
+    assert kept is not None
+    assert 0 < kept.snap_off <= kept.head
+    assert len(kept.entries) == kept.head - kept.snap_off
     await topics.close()

@@ -6,7 +6,7 @@
  * The page is reached through a small TCP relay, so that the line can be cut and mended. Pictures go to OUT_DIR.
  */
 import assert from 'node:assert/strict';
-import { mkdir } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
@@ -14,6 +14,9 @@ import { chromium } from 'playwright-core';
 const [hubUrl, outDir, executablePath = '/usr/bin/chromium'] = process.argv.slice(2);
 const hub = new URL(hubUrl);
 await mkdir(outDir, { recursive: true });
+
+/** A picture of two by two pixels. */
+const DOT = 'iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGPgzosHIgYIBQAWXgNhs3pCsQAAAABJRU5ErkJggg==';
 
 /** A line that can be cut: it passes bytes to the hub while it is up. */
 class Line {
@@ -86,7 +89,7 @@ try {
     if (message.type() === 'error' && !cutting) faults.push(`console: ${message.text()}`);
   });
   page.on('request', (request) => {
-    if (!request.url().startsWith(address) && !request.url().startsWith('data:')) faults.push(`remote request: ${request.url()}`);
+    if (![address, 'data:', `blob:${address}`].some((own) => request.url().startsWith(own))) faults.push(`remote request: ${request.url()}`);
   });
 
   const at = (id) => page.getByTestId(id);
@@ -204,6 +207,26 @@ try {
   const stopped = await kept();
   assert.equal(Object.values(stopped.snap.runs).at(-1).status, 'cancelled');
   console.log('ok: the page is reloaded in mid-reply: text and Stop are as they were; Stop stops');
+
+  await newChat();
+  await at('file-input').setInputFiles([
+    { name: 'dot.png', mimeType: 'image/png', buffer: Buffer.from(DOT, 'base64') },
+    { name: 'list.txt', mimeType: 'text/plain', buffer: Buffer.from('milk') },
+  ]);
+  await until('both files are there', async () => (await page.locator('[data-testid="file-chip"][data-state="there"]').count()) === 2);
+  assert.match(await at('file-chip').last().innerText(), /list\.txt\s+4 B/);
+  await page.screenshot({ path: join(outDir, 'files-desktop-light.png') });
+  await send('Hello with two files');
+  await until('the chat has its address', () => page.url().includes('#/c/'));
+  await idle();
+  await page.reload();
+  const said = page.locator('[data-testid="message"][data-role="user"]').last();
+  await until('the image is drawn', () => said.locator('img[alt="dot.png"]').evaluate((image) => image.naturalWidth === 2).catch(() => false));
+  const [saved] = await Promise.all([page.waitForEvent('download'), said.getByTestId('media').last().click()]);
+  assert.equal(saved.suggestedFilename(), 'list.txt');
+  assert.equal(await readFile(await saved.path(), 'utf8'), 'milk');
+  assert.equal(await at('file-chip').count(), 0, 'what was sent is no draft any more');
+  console.log('ok: files are attached and sent; after a reload the image is seen and the file can be had');
 
   for (const [size, width, height] of [['desktop', 1280, 800], ['phone', 390, 844]]) {
     for (const scheme of ['light', 'dark']) {

@@ -67,6 +67,7 @@ describe('what is being typed', () => {
   it('goes by where the caret is', () => {
     expect(at('ask @gp now', 7)).toBe('mention gp 4-7');
     expect(at('/new', 0)).toBeNull();
+    expect(at('/ne', -1)).toBeNull();
   });
 
   it('leaves no gap when a mention is taken out', () => {

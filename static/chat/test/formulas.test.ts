@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { BlockSplitter } from '../src/lib/markdown/blocks';
+import { withoutHtml } from '../src/lib/markdown/diagrams.svelte';
 import { isOpenDisplay, withoutFormulas } from '../src/lib/markdown/formulas';
 import { blockHtml } from '../src/lib/markdown/render';
 
@@ -61,6 +62,10 @@ describe('diagrams', () => {
     expect(html(fence.slice(0, -5), true)).not.toContain('diagram');
     expect(html(fence, true)).toContain('class="diagram-view"');
     expect(html(fence)).toContain('data-act="source"');
+  });
+  it('hold no HTML when they are drawn', () => {
+    expect(withoutHtml('A["<img src=x onerror=y>"]-->B<br/>\nC <|-- D\n<<interface>> E\n<<img src=x>>')).toBe(
+      'A["#lt;img src=x onerror=y>"]-->B<br/>\nC <|-- D\n<<interface>> E\n<#lt;img src=x>>');
   });
   it('are left as source where the page does not draw them', () => {
     expect(html('```mermaid\nmindmap\n  a\n```')).not.toContain('diagram');

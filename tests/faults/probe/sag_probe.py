@@ -6,25 +6,32 @@ The journal (SAG_PROBE_JOURNAL) gets a line before each side effect, flushed, so
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from sag.plugin import (
+    Call,
     CallFragment,
     Chunk,
     Finish,
     Hub,
     Model,
     ModelRequest,
+    Params,
     ProviderError,
     Text,
     ToolContext,
     Usage,
     UsageChunk,
     hookimpl,
+    operation,
     tool,
 )
 
@@ -94,8 +101,34 @@ async def probe_patch(scope: str, temperature: float, *, ctx: ToolContext) -> di
     return await ctx.patch(scope.replace("RUN", ctx.run).replace("CONV", ctx.conv), {"temperature": temperature})
 
 
+class Look(Params):
+    """Whether to collect garbage before looking."""
+
+    collect: bool = True
+
+
+class Seen(Struct):
+    """What the process holds: tasks by name without their numbers, objects by type."""
+
+    tasks: dict[str, int]
+    objects: dict[str, int]
+
+
+@operation("probe.look", who="user")
+async def look(call: Call, params: Look) -> Seen:
+    """Look into the process from inside."""
+    if params.collect:
+        gc.collect()
+    tasks = Counter(re.sub(r"\d.*|[ -].*", "", task.get_name()) for task in asyncio.all_tasks())
+    objects = Counter(f"{type(o).__module__}.{type(o).__qualname__}" for o in gc.get_objects())
+    return Seen(dict(tasks), {name: n for name, n in objects.items() if name.startswith(("sag.", "uvicorn."))})
+
+
 class ProbeModel:
-    """A model that obeys: `flood COUNT RATE [PADDING]`, `loop ROUNDS MS`, `hang`, `deaf`, `fail`, `call NAME {…}`; all else is said back."""
+    """A model that obeys: `flood COUNT RATE [PADDING]`, `loop ROUNDS MS`, `call NAME {…}`, `hang`, `deaf`, `fail`.
+
+    All else is said back.
+    """
 
     name = "probe"
 
@@ -109,7 +142,7 @@ class ProbeModel:
         note(f"model {said} t={request.temperature} given={given} answers={len(answered)}")
         usage = UsageChunk(Usage(input=len(request.messages), output=1))
         if (match := re.match(r"loop (\d+) (\d+)", said)) and len(answered) < int(match[1]):
-            yield CallFragment(0, "c", "probe_slow", '{"id": "loop", "ms": %s}' % match[2])
+            yield CallFragment(0, "c", "probe_slow", f'{{"id": "loop", "ms": {match[2]}}}')
             yield usage
             yield Finish("tools")
             return
@@ -168,4 +201,5 @@ def register(hub: Hub[Any]) -> None:
     """Add everything; the model is used where a run's config names `probe/script`."""
     for one in (probe_mark, probe_danger, probe_slow, probe_form, probe_block, probe_thread, probe_patch):
         hub.add_tool(one)
+    hub.add_operation(look)
     hub.add_provider(ProbeModel())

@@ -16,11 +16,11 @@ export interface CommandInfo {
 export const COMMANDS: CommandInfo[] = [
   { name: 'new', about: 'New chat' },
   { name: 'stop', about: 'Stop the reply' },
-  { name: 'model', takes: 'name', about: 'Change the model' },
+  { name: 'model', takes: 'name', about: 'Change the model of the replies' },
   { name: 'temperature', takes: '0 to 2', about: 'Change the temperature' },
   { name: 'system', takes: 'text', about: 'Change the system prompt' },
   { name: 'settings', about: 'Live settings' },
-  { name: 'theme', takes: 'light, dark or system', about: 'Change the look' },
+  { name: 'theme', takes: 'light, dark or system', about: 'Change the theme' },
   { name: 'help', about: 'Commands and keyboard shortcuts' },
 ];
 
@@ -94,7 +94,9 @@ export type Completing =
   | { kind: 'theme-of-command'; query: string; from: number; to: number }
   | { kind: 'mention'; query: string; from: number; to: number };
 
+/** `caret` is -1 where there is none: the field is left, or some of its text is selected. */
 export function completingAt(text: string, caret: number): Completing | null {
+  if (caret < 0) return null;
   const before = text.slice(0, caret);
   const command = /^\/([a-z]*)$/i.exec(before);
   if (command && !/^\S/.test(text.slice(caret))) return { kind: 'command', query: command[1]!.toLowerCase(), from: 0, to: caret };

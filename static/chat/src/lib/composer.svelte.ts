@@ -106,10 +106,12 @@ class Composer {
     if (conv !== this.#conv) {
       const files = uploads ? uploads.flatMap((u) => u.file ?? []) : draft.files;
       writeDraft(conv, joinDraft(readDraft(conv), { ...draft, files }));
+      this.#leave(conv, uploads?.filter((u) => u.isUnderway) ?? []);
       return;
     }
     this.text = joinTexts(this.text, draft.text);
     this.uploads = [...(uploads ?? draft.files.map((file) => Upload.kept(file))), ...this.uploads];
+    for (const upload of uploads ?? []) upload.done().then(() => this.#kept(upload), () => undefined);
     this.model ??= draft.model;
     this.config = { ...draft.config, ...this.config };
     this.flush();

@@ -31,8 +31,8 @@ export interface Draft {
   config: Record<string, unknown>;
 }
 
-export function newDraft(some: Partial<Draft> = {}): Draft {
-  return { text: '', files: [], model: null, config: {}, ...some };
+export function newDraft({ text = '', files = [], model = null, config = {} }: Partial<Draft> = {}): Draft {
+  return { text, files, model, config };
 }
 
 export function isEmptyDraft(draft: Draft): boolean {

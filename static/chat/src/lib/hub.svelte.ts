@@ -349,6 +349,7 @@ class Hub {
       run?.config.model ??
       (run?.base as { model?: string } | undefined)?.model ??
       this.open?.config.config.model ??
+      (router.conv === null ? composer.config.model : undefined) ??
       this.device.config.llm?.model;
     if (typeof wanted === 'string') return this.models.find((m) => m.id === wanted) ?? { id: wanted };
     return this.models.find((m) => m.default) ?? this.models[0] ?? null;
@@ -367,12 +368,12 @@ function listTools(hub: HubState): ToolInfo[] {
 }
 
 function toRun({ key, conv, when, text, files, model, config }: OutboxEntry): StartRun {
-  const input = files.map(toPart);
+  const said = text === '' ? [] : [{ kind: 'text', text }];
   // A steer keeps to the config of the reply that it steers.
   const own = when === 'steer' ? {} : { ...(conv === null ? config : {}), ...(model === null ? {} : { model }) };
   return {
     key, when,
-    input: text === '' ? input : [...input, { kind: 'text', text }],
+    input: [...said, ...files.map(toPart)],
     ...(conv === null ? {} : { conv }),
     ...(Object.keys(own).length > 0 ? { config: own } : {}),
   };

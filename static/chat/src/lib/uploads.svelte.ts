@@ -37,6 +37,7 @@ export class Upload {
   private constructor(source: File | null, kept: FileRef | null) {
     this.#source = source;
     this.file = kept;
+    if (kept) this.progress = 1;
     this.name = kept?.name || source?.name.slice(-NAME_CHARS) || 'File';
     this.mime = kept?.mime ?? (source?.type || 'application/octet-stream');
     this.size = kept?.size ?? source?.size;
@@ -131,6 +132,13 @@ export class Upload {
     this.error = error;
     for (const { reject } of this.#waiting.splice(0)) reject(new Error(error));
   }
+}
+
+/** How much of some files is there, in percent. */
+export function uploaded(uploads: Upload[]): number {
+  const share = uploads.reduce((sum, upload) => sum + upload.progress * (upload.size ?? 1), 0);
+  const whole = uploads.reduce((sum, upload) => sum + (upload.size ?? 1), 0);
+  return whole === 0 ? 0 : Math.floor((100 * share) / whole);
 }
 
 function parse(text: string): any {

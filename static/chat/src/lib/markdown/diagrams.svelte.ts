@@ -39,6 +39,14 @@ export function isDiagram(lang: string, code: string): boolean {
   return lang === 'mermaid' && first !== '' && code.length <= MAX_CHARS && !LEFT_OUT.test(first);
 }
 
+/**
+ * The source without HTML: labels go through a `div` of the page while mermaid measures them, and what is sanitised is
+ * the result alone. Line breaks and stereotypes such as `<<interface>>` are mermaid's own.
+ */
+export function withoutHtml(source: string): string {
+  return source.replace(/<<[\w -]+>>|<br\s*\/?>|<(?=[a-z/!?])/gi, (match) => (match === '<' ? '#lt;' : match));
+}
+
 const drawn = new WeakMap<Element, string>();
 
 /** Draw what a block holds, when it comes into view. Answers how to stop waiting for that. */
@@ -64,7 +72,7 @@ async function show(figure: HTMLElement, scheme: 'light' | 'dark') {
   drawn.set(view, wanted);
   const root = view.shadowRoot ?? view.attachShadow({ mode: 'open' });
   try {
-    const svg = await diagrams.draw(source, scheme);
+    const svg = await diagrams.draw(withoutHtml(source), scheme);
     if (drawn.get(view) !== wanted) return;
     const clean = DOMPurify.sanitize(svg, {
       USE_PROFILES: { svg: true, svgFilters: true }, ADD_TAGS: ['style'], FORBID_TAGS: ['a', 'image', 'foreignObject'], RETURN_DOM_FRAGMENT: true,

@@ -1,0 +1,53 @@
+/** Does what a command says, through what the page has for it anyway. */
+import type { Command } from './commands';
+import { composer } from './composer.svelte';
+import { hub, modelName } from './hub.svelte';
+import { describePatch } from './live';
+import { notices } from './notices.svelte';
+import { preferences } from './preferences.svelte';
+import { router } from './route.svelte';
+import { ui } from './ui.svelte';
+
+export async function perform(command: Command) {
+  switch (command.name) {
+    case 'new':
+      router.go(null);
+      composer.focus();
+      break;
+    case 'stop':
+      if (hub.isBusy) await hub.stop();
+      else notices.toast('No reply is being written.');
+      break;
+    case 'settings':
+      ui.live = true;
+      break;
+    case 'help':
+      ui.dialog = 'shortcuts';
+      break;
+    case 'theme':
+      preferences.theme = command.theme ?? (isDark() ? 'light' : 'dark');
+      break;
+    case 'model':
+      await configure('model', command.model);
+      break;
+    case 'temperature':
+      await configure('temperature', command.temperature);
+      break;
+    case 'system':
+      await configure('system', command.system);
+      break;
+  }
+}
+
+function isDark(): boolean {
+  return preferences.theme === 'system' ? matchMedia('(prefers-color-scheme: dark)').matches : preferences.theme === 'dark';
+}
+
+const WHERE = { run: 'from the next step', conv: 'from the next message' };
+
+async function configure(name: 'model' | 'temperature' | 'system', value: string | number | null) {
+  const at = await hub.configure(name, value);
+  if (at === null || (at === 'new' && value !== null)) return; // told already, or seen as a chip
+  const shown = name === 'model' && typeof value === 'string' ? modelName(value, hub.models) : value;
+  notices.toast(at === 'new' ? describePatch({ [name]: null }) : `${describePatch({ [name]: shown })}, ${WHERE[at]}`);
+}
