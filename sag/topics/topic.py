@@ -252,7 +252,7 @@ class Transaction:
         return entry.off
 
     def _abandon(self, fault: Fault) -> None:
-        """Half of it cannot be: the topics that it was appended to are ahead of what will be kept, so read them again."""
+        """Half of it cannot be; the topics of the other half are ahead of what will be kept, so they are read again."""
         for topic in self._touched:
             self._topics.lose(topic, fault)
         self._unit.events.clear()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -78,7 +79,9 @@ class HttpFacade:
         for name in ("kiosk", "voice", "chat"):
             folder = frontend / name
             if (folder / "index.html").is_file():
-                routes.append(Mount("/" if name == "chat" else f"/{name}", _Page(folder)))
+                routes.append(
+                    Mount("/" if name == "chat" else f"/{name}", GZipMiddleware(_Page(folder), minimum_size=1024))
+                )
         if not (frontend / "chat" / "index.html").is_file():
             routes.append(Route("/", self._guarded(_no_page), methods=["GET"]))
         return routes

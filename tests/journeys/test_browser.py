@@ -35,7 +35,7 @@ async def test_a_person_chats_in_the_browser(tmp_path: Path, make_hub: Callable[
     if reason:
         pytest.skip(reason)
     shots = Path(os.environ.get("SAG_SHOTS", tmp_path / "shots"))
-    hub = make_hub(SAG_DEMO_TOKEN_MS="18")
+    hub = make_hub("[probe]\nenabled = false\n", SAG_DEMO_TOKEN_MS="18")
     process = await asyncio.create_subprocess_exec(
         NODE, "e2e/journey.mjs", hub.url, str(shots), CHROMIUM,
         cwd=ROOT / "static" / "chat", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
