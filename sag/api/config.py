@@ -1,4 +1,4 @@
-"""Operations on config (protocol section 6)."""
+"""Operations on config."""
 
 from __future__ import annotations
 

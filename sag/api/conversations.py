@@ -48,7 +48,7 @@ class ConversationRef(Params):
 
 
 class ConversationView(Struct):
-    """A conversation's snapshot (protocol section 4) at an offset of its topic."""
+    """A conversation's state at an offset of its topic; 'The state of a conversation' in 'Writing a client' explains it."""
 
     conv: str
     gen: str

@@ -1,4 +1,4 @@
-"""Operations on runs and asks (protocol sections 4 and 5)."""
+"""Operations on runs and asks."""
 
 from __future__ import annotations
 

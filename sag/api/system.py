@@ -71,10 +71,13 @@ class TokenNew(Change):
 
 
 class TokenMade(Struct):
-    """The token's text, which is shown this once, and its listing."""
+    """The token's text, which is shown this once and empty where the answer is repeated, and its listing."""
 
     token: str
     info: TokenInfo
+
+    def kept(self) -> TokenMade:
+        return TokenMade("", self.info)
 
 
 class TokenListed(Struct):

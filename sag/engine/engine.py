@@ -87,7 +87,7 @@ class InputPart(Struct, omit_defaults=True):
 
 
 class RunStart(Change):
-    """Params of `run.start`; only `input` is required (protocol section 4)."""
+    """Params of `run.start`; only `input` is required."""
 
     input: Annotated[list[InputPart], Meta(min_length=1, max_length=64)]
     conv: str | None = None

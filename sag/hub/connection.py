@@ -112,7 +112,7 @@ class Resume(Struct):
 
 
 class HelloParams(Struct):
-    """Params of `hello`; only `v` and `client.id` are required (protocol section 2)."""
+    """Params of `hello`; only `v` and `client.id` are required."""
 
     v: int
     client: ClientInfo

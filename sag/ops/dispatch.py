@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -43,6 +43,14 @@ class Tx(Protocol):
     def empty(self) -> bool: ...
 
     def submit(self, crash: str | None = None) -> asyncio.Future[None]: ...
+
+
+@runtime_checkable
+class Secretive(Protocol):
+    """A result with a secret that is told once and kept nowhere."""
+
+    def kept(self) -> Any:
+        """The result without it, as it is kept under the request's key."""
 
 
 class Keys(Protocol):
@@ -102,7 +110,8 @@ class Call:
         """
         self.result = _encoder.encode(result)
         if self._keep is not None:
-            self._keep(self.tx, self.result)
+            kept = result.kept() if isinstance(result, Secretive) else None
+            self._keep(self.tx, self.result if kept is None else _encoder.encode(kept))
         if self._tx is not None and not self._tx.empty and not self._tx.submitted:
             self.committing = self._tx.submit(crash)
             await asyncio.shield(self.committing)

@@ -1,6 +1,6 @@
 """The events of the hub's own topics, each declared once: its name, its members, its class.
 
-From these structs follow what the hub emits, AsyncAPI, the TypeScript types and the reference (protocol sections 3–6).
+From these structs follow what the hub emits, AsyncAPI, the TypeScript types and the reference.
 Optional members that are not given are left out of the wire form.
 """
 
@@ -234,7 +234,7 @@ class ToolClose(Event):
 
 @event("conv", "ask.open")
 class AskOpen(Event):
-    """The hub wants a person: an approval, a form, a URL to visit or a choice (protocol section 5)."""
+    """The hub wants a person: an approval, a form, a URL to visit or a choice."""
 
     ask: str
     run: str

@@ -1,4 +1,4 @@
-"""The document `asyncapi.json`: the socket (protocol sections 1 to 8), AsyncAPI 3.0, told from the hub's side."""
+"""The document `asyncapi.json`: the socket, AsyncAPI 3.0, told from the hub's side."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def operations(what: Declared, schemas: Schemas) -> str:
         if name in inner:
             text = shape(schemas, schema)
             if "anyOf" in schema:
-                text += "\n\n" + type_of(schema).capitalize() + "."
+                text += f"\n\n{_capital(type_of(schema))}."
             out += [f"## {name}\n", text + "\n"]
     return "\n".join(out)
 

@@ -1,4 +1,4 @@
-"""The document `openapi.json`: the operations as they are had over HTTP (protocol section 10), OpenAPI 3.1."""
+"""The document `openapi.json`: the operations as they are had over HTTP, OpenAPI 3.1."""
 
 from __future__ import annotations
 

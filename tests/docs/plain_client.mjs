@@ -1,13 +1,13 @@
-const [url, text] = process.argv.slice(2) // node client.mjs URL MESSAGE: one run on a sag hub
-const start = { input: [{ kind: 'text', text }], key: crypto.randomUUID() }, { assign, entries } = Object
+// A client written from docs/ alone, without the hub's source: node plain_client.mjs URL MESSAGE does one run.
+const [url, text] = process.argv.slice(2), start = { input: [{ kind: 'text', text }], key: crypto.randomUUID() }
 let ws, resume, timer, waiting, nextId = 0, quiet, tries = 0, after = 0, over = false // the connection
 let run, topic, topics = {}, t, at = {}, asking, state = { messages: [], runs: {} }, printed = new Map() // the run
-const watch = () => (clearTimeout(timer), (timer = setTimeout(gone, quiet, 1006))) // silence is a cut
+const { assign, entries } = Object, watch = () => (clearTimeout(timer), (timer = setTimeout(gone, quiet, 1006)))
 const send = (thing) => ws.send(JSON.stringify(thing))
 const request = (method, params, then) => (waiting.set(++nextId, then), send({ id: nextId, method, params }))
 function connect() {
   ;(ws = new WebSocket(url, 'sag.1.json')), (waiting = new Map()), (quiet = 10_000), (after = 0), watch()
-  ws.onopen = () => request('hello', { v: 1, client: { id: 'stranger', kind: 'cli' }, topics, resume }, greeted)
+  ws.onopen = () => request('hello', { v: 1, client: { id: 'plain', kind: 'cli' }, topics, resume }, greeted)
   ws.onmessage = ({ data }) => (watch(), [JSON.parse(data)].flat().forEach(receive)) // one object, or an array
   ws.onclose = ws.onerror = ({ code = 1006 }) => gone(code) // Node 20 tells of a refused connection by an error alone
 }
