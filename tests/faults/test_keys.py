@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.harness import Client, Cut, Hub, Proxy, Refused, check_state, new_key, times, until
 

@@ -119,14 +119,16 @@ async def test_a_slow_reader_catches_up_in_merged_frames_and_stays(make_hub: Cal
 
 @pytest.mark.timeout(600 if FULL else 60)
 async def test_a_reader_that_is_slower_than_the_stream_is_not_thrown_out(make_hub: Callable[..., Hub]) -> None:
-    # so slow that a ping waits in the buffers for several times as long as a pong may take
-    hub = make_hub(SAG_PING_EVERY_MS="300", SAG_PING_TIMEOUT_MS="300", SAG_USER_TIMEOUT_MS="4000")
-    rate = 2048 if FULL else 250_000
-    async with Proxy(hub.port, rcvbuf=16384) as proxy, Client(hub.url, "maker") as maker:
+    # so slow that a ping waits in the buffers for several times as long as a pong may take; in full with the hub's own
+    # times, since a peer with a small window takes bytes in steps that are seconds apart
+    brief = {"SAG_PING_EVERY_MS": "300", "SAG_PING_TIMEOUT_MS": "300", "SAG_USER_TIMEOUT_MS": "4000"}
+    hub = make_hub(**({} if FULL else brief))
+    rate, padding, rcvbuf = (2048, 80, 4096) if FULL else (250_000, 180, 16_384)
+    async with Proxy(hub.port, rcvbuf=rcvbuf) as proxy, Client(hub.url, "maker") as maker:
         proxy.rate = rate
         slow = Client(proxy.url, "slow")
         await slow.connect()
-        started, view = await maker.say("flood 4000 4000 180")
+        started, view = await maker.say(f"flood 4000 4000 {padding}")
         seen = await slow.follow(view.topic)
         began = time.monotonic()
         await maker.done(view, started["run"])

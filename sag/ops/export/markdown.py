@@ -11,7 +11,9 @@ import msgspec
 
 from sag.errors import KINDS, Fault
 from sag.ops.export.declared import NOTIFICATIONS, SERVER_REQUESTS, Declared, topic_name, who_may
+from sag.ops.export.frames import OUTCOME
 from sag.ops.export.schema import Schemas, generated, paragraphs, split_doc
+from sag.ops.operation import Operation
 from sag.schema.events import Delta
 from sag.settings import PREFIX, HubSettings, Limits
 from sag.wire import closing
@@ -112,14 +114,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def members(schema: Json, schemas: Schemas, skip: Sequence[str] = ()) -> str:
+def members(schema: Json, schemas: Schemas) -> str:
     """A struct's members as a table; empty where it has none."""
     required = schema.get("required", ())
     rows = []
     for name, member in schema.get("properties", {}).items():
-        if name not in skip:
-            default = "" if name in required else default_of(member)
-            rows.append((f"`{name}`", type_of(member), default, member.get("description", "")))
+        default = "" if name in required else default_of(member)
+        rows.append((f"`{name}`", type_of(member), default, member.get("description", "")))
     head = ("Member", "Type", "If left out", "Meaning")
     shown = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return table([head[i] for i in shown], [[row[i] for i in shown] for row in rows]) if rows else ""
@@ -208,11 +209,11 @@ def operations(what: Declared, schemas: Schemas) -> str:
         route = f"`{op.rest}`, " if op.rest else ""
         changes = " It takes an idempotency `key`." if op.changes else ""
         out.append(f"{route}`POST /rpc/{op.method}`. For {who_may(op.who)}.{changes}\n")
-        out += _part("Params", schemas, schemas.of(op.params), ("key",))
-        out += _part("Result", schemas, schemas.of(op.result))
+        out += _part("Params", schemas, schemas.of(op.params))
+        out += _part("Result", schemas, _with_topic(op, schemas))
         if op.topic is not None:
             out.append(
-                "On the socket, unless `subscribe` is false, the result has `topic` besides: what `topic.subscribe` "
+                "`topic` comes on the socket alone, unless `subscribe` is false: what `topic.subscribe` "
                 "would have answered, or `{error}`. It is absent where the topic was subscribed already.\n"
             )
     out += [
@@ -240,14 +241,23 @@ def operations(what: Declared, schemas: Schemas) -> str:
         if name in inner:
             text = shape(schemas, schema)
             if "anyOf" in schema:
-                text += f"\n\n{_capital(type_of(schema))}."
+                text += f"\n\n{type_of(schema)}."
             out += [f"## {name}\n", text + "\n"]
     return "\n".join(out)
 
 
-def _part(title: str, schemas: Schemas, schema: Json, skip: Sequence[str] = ()) -> list[str]:
+def _with_topic(op: Operation, schemas: Schemas) -> Json:
+    """The schema of a result, with the member that the socket adds where the caller is subscribed too."""
+    schema = schemas.of(op.result)
+    if op.topic is None:
+        return schema
     resolved = schemas.resolve(schema)
-    text = members(resolved, schemas, skip)
+    return {**resolved, "properties": {**resolved["properties"], "topic": {"$ref": OUTCOME}}}
+
+
+def _part(title: str, schemas: Schemas, schema: Json) -> list[str]:
+    resolved = schemas.resolve(schema)
+    text = members(resolved, schemas)
     if "anyOf" in resolved:
         text = type_of(resolved)
     note = resolved.get("description", "")

@@ -112,7 +112,7 @@ export interface AskClose {
   data?: Json | null;
 }
 
-/** The hub wants a person: an approval, a form, a URL to visit or a choice (protocol section 5). */
+/** The hub wants a person: an approval, a form, a URL to visit or a choice. */
 export interface AskOpen {
   ask: string;
   run: string;
@@ -271,7 +271,9 @@ export interface ConversationUpdate {
   key?: string | null;
 }
 
-/** A conversation's snapshot (protocol section 4) at an offset of its topic. */
+/**
+ * A conversation's state at an offset of its topic; 'The state of a conversation' in 'Writing a client' explains it.
+ */
 export interface ConversationView {
   conv: string;
   gen: string;
@@ -322,7 +324,7 @@ export interface HelloAnswer {
   topics: Record<string, SubscribeOutcome>;
 }
 
-/** Params of `hello`; only `v` and `client.id` are required (protocol section 2). */
+/** Params of `hello`; only `v` and `client.id` are required. */
 export interface HelloParams {
   v: number;
   client: ClientInfo;
@@ -686,7 +688,7 @@ export interface RunResume {
   key?: string | null;
 }
 
-/** Params of `run.start`; only `input` is required (protocol section 4). */
+/** Params of `run.start`; only `input` is required. */
 export interface RunStart {
   input: InputPart[];
   conv?: string | null;
@@ -789,7 +791,7 @@ export interface TokenListed {
   tokens: TokenInfo[];
 }
 
-/** The token's text, which is shown this once, and its listing. */
+/** The token's text, which is shown this once and empty where the answer is repeated, and its listing. */
 export interface TokenMade {
   token: string;
   info: TokenInfo;
