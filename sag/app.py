@@ -92,7 +92,8 @@ class App:
         self.registry = Registry()
         self.extensions = Extensions()
         self.dispatcher = Dispatcher(self.registry, self.keys, self.topics.begin)
-        self.engine = Engine(self.topics, self.extensions, Transport(self.outbound), self.kv, settings)
+        self.transport = Transport(self.outbound)
+        self.engine = Engine(self.topics, self.extensions, self.transport, self.kv, settings)
         self.guard = Guard(settings, self.tokens, self.own_token)
         self.hub = Hub(hub, self.topics, self.dispatcher, self.extensions.tools, self.guard.identify, __version__)
         self.host = PluginHost(
@@ -185,6 +186,7 @@ class App:
         await self.engine.stop()
         if self._started:
             await self.host.shutdown()
+        self.transport.close()
         await self.outbound.close()
         with contextlib.suppress(OSError):
             (self.settings.data / "hub.json").unlink()

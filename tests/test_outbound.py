@@ -1,5 +1,6 @@
 """What the guard lets through, and what it does not; measured against servers on loopback that nobody may reach."""
 
+import asyncio
 import subprocess
 import sys
 
@@ -172,9 +173,10 @@ async def test_clients_are_shared_and_closed_together(up):
     await outbound.client(trusted=True).get(f"{up.url}/models")
     await outbound.close()
     await outbound.close()
-    for use in (outbound.client, outbound.session):
-        with pytest.raises(RuntimeError):
-            use()
+    with pytest.raises(RuntimeError):
+        outbound.client()
+    with pytest.raises(RuntimeError):
+        await outbound.dial(asyncio.Protocol, "127.0.0.1", up.port, tls=False)
 
 
 def test_importing_it_imports_no_http_library():

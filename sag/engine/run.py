@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -170,18 +170,21 @@ class Run:
         """The run's own messages, in order."""
         return [m for m in self.state["messages"] if m.get("run") == self.id]
 
+    def _newest(self) -> Iterator[Json]:
+        """The run's own messages, the last one first; in a long conversation it stands near the end."""
+        return (m for m in reversed(self.state["messages"]) if m.get("run") == self.id)
+
     def _last_round(self) -> Json | None:
         """The newest assistant's message, if the round that wrote it came to its end."""
-        last = next((m for m in reversed(self.messages()) if m["role"] == "assistant"), None)
+        last = next((m for m in self._newest() if m["role"] == "assistant"), None)
         return None if last is None or _is_cut(last) else last
 
     @property
     def wants_step(self) -> bool:
         """Whether the model's turn is next: something is unread, a tool answered, or a round was cut."""
-        messages = self.messages()
-        if not messages:
+        last = next(self._newest(), None)
+        if last is None:
             return False
-        last = messages[-1]
         if last["role"] == "user" or _is_cut(last):
             return True
         return any(p["kind"] == "tool_args" for p in last["parts"])
@@ -238,7 +241,8 @@ class Run:
             if self.stop_after_step:
                 raise RunEnded
             config = self.config()
-            if self._rounds() >= config.rounds:
+            # Each round took a step, so they need not be counted before as many steps were made.
+            if self.object["step"] >= config.rounds and self._rounds() >= config.rounds:
                 raise RunLimit(f"The run has used its {config.rounds} model rounds.")
             name, provider, model = self._engine.models.resolve(config.model)
             box = Toolbox(self._engine.extensions.tools, self.source, config.tools)
@@ -293,9 +297,7 @@ class Run:
         deadlines = Deadlines(first_token_s=config.first_token_s, gap_s=config.gap_s, total_s=config.total_s)
         for attempt in range(config.retries + 1):
             try:
-                async with self._engine.transport.open(provider, request, deadlines) as chunks:
-                    async for batch in chunks:
-                        writer.take(batch)
+                await self._engine.transport.run(provider, request, deadlines, writer.take)
                 break
             except ProviderError as e:
                 wait_s = _retry_wait_s(e, attempt)

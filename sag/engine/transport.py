@@ -1,22 +1,21 @@
 """The engine's one transport: runs a single model round against a provider and hands its chunks on.
 
-Owns the connection of a round, its deadlines, caps, cancel, and what each way of failing is called. It tries once;
-when to try again is decided above it, and what bytes mean is the provider's decoder's business. No timer is touched
-per chunk: one watchdog per round looks now and then at the moment since which the upstream is awaited.
+Owns the course of a round: its deadlines, caps, cancel, and what each way of failing is called. It tries once; when to
+try again is decided above it, what bytes mean is the provider's decoder's business, and HTTP is `sag.engine.stream`'s.
+Chunks are handed on in the call that brings them, and the round's task sleeps until its end. No timer is touched per
+chunk: one watchdog per round looks now and then at the moment since which the upstream is awaited.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from msgspec import Struct
 
+from sag.engine.stream import Connection, Origin, Pool, unreachable, write_request
 from sag.errors import Fault
 from sag.hooks.provider import (
     CallFragment,
@@ -34,15 +33,13 @@ from sag.hooks.provider import (
 from sag.outbound import Outbound
 from sag.settings import crash_at
 
-if TYPE_CHECKING:
-    import aiohttp
-
 ERROR_BODY = 64 << 10  # bytes of an error's body that a provider gets to see
 ERROR_BODY_S = 5.0
 BODY = 64 << 20  # bytes of one streamed answer
-WHOLE = 1 << 20  # bytes of a request that are written in one go
 LINGER_S = 2.0  # how long usage and the end of the body may come after the model said that it is finished
 CLOSE_S = 5.0  # how long a StreamProvider's generator may take to close
+
+Take = Callable[[Sequence[Chunk]], None]
 
 
 class Deadlines(Struct):
@@ -51,7 +48,7 @@ class Deadlines(Struct):
     Attributes:
         connect_s: For a connection, name lookup and TLS included.
         first_token_s: From the start to the first chunk. Comments and empty deltas are no chunks.
-        gap_s: For the next chunk, counted only while somebody waits for it.
+        gap_s: For the next chunk, counted from when the last one was taken.
         total_s: For the whole round.
     """
 
@@ -65,181 +62,140 @@ class Transport:
     """Runs model rounds.
 
     Args:
-        outbound: Makes the HTTP client; base URLs of providers are trusted, they come from an administrator.
+        outbound: Opens connections; base URLs of providers are trusted, they come from an administrator.
         body: The most bytes that one answer may have.
     """
 
     def __init__(self, outbound: Outbound, *, body: int = BODY) -> None:
-        self._outbound = outbound
+        self._pool = Pool(outbound)
         self._body = body
 
-    def open(
-        self, provider: Provider, request: ModelRequest, deadlines: Deadlines | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Chunk]]]:
-        """One attempt of one model round.
+    async def run(self, provider: Provider, request: ModelRequest, deadlines: Deadlines, take: Take) -> None:
+        """One attempt of one model round; returns when the answer has ended properly.
 
-            async with transport.open(provider, request) as batches:
-                async for batch in batches: ...
+        A cancel closes the connection at once.
 
-        Entering sends the request and returns when the answer has begun. Each batch holds the chunks of one read, in
-        order, and is never empty. The iteration ends only if the answer ended properly. Leaving the block, by whatever
-        way, closes the connection at once, or gives it back if the answer was read to its end. Enter, iterate and
-        leave in one task.
+        Args:
+            provider: Whom to ask.
+            request: What.
+            deadlines: How long that may take.
+            take: Is called with the chunks of each read as they come, in order, never with none. It must not block.
+                What it raises ends the round and is raised here.
 
         Raises:
-            ProviderError: On entering and while iterating. provider.unreachable (refused, name, TLS, connect
-                deadline), .timeout (another deadline), .disconnected (closed before or in the middle of the answer),
-                .truncated (ended without its end mark), .protocol (no such stream, too large, undecodable), or what
-                the provider makes of a status that is not 2xx.
+            ProviderError: provider.unreachable (refused, name, TLS, connect deadline), .timeout (another deadline),
+                .disconnected (closed before or in the middle of the answer), .truncated (ended without its end mark),
+                .protocol (no such stream, too large, undecodable), or what the provider makes of a status that is not
+                2xx.
         """
-        deadlines = deadlines or Deadlines()
         # `isinstance` with a protocol costs as much as opening a connection.
         if hasattr(provider, "prepare"):
-            return _HttpRound(cast(HttpProvider, provider), request, deadlines, self._outbound, self._body)
-        return _StreamRound(provider, request, deadlines)
+            http = cast(HttpProvider, provider)
+            await _HttpRound(http, request, deadlines, take, self._pool, self._body).run()
+        else:
+            await _StreamRound(provider, request, deadlines, take).run()
+
+    def close(self) -> None:
+        """Close the connections that are kept for later."""
+        self._pool.close()
 
 
 class _Round(ABC):
-    """One round: the watchdog and the ways to end. Subclasses read.
+    """One round: the watchdog, what is handed on and the ways to end. Subclasses read.
 
-    The watchdog breaks a wait by cancelling the task that waits, as `asyncio.timeout` does; the cancel is taken back
-    where the wait is, so that the consumer sees a `ProviderError` and never a cancel that nobody asked for.
+    Whoever sees the end first tells it to `_end`, which wakes the task that waits in `run`; later ends do not count.
     """
 
-    _task: asyncio.Task[Any]
-    _next: Callable[[], Awaitable[Any]]
-
-    def __init__(self, provider: Provider, request: ModelRequest, deadlines: Deadlines) -> None:
-        self._provider = provider
+    def __init__(self, request: ModelRequest, deadlines: Deadlines, take: Take) -> None:
         self._request = request
         self._deadlines = deadlines
+        self._take = take
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._start = self._since = self._now()
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting = False
-        self._since = 0.0
         self._begun = False
         self._answering = False
-        self._finished = False
+        self._finished = self._lingering = False
         self._ended = False
-        self._late = ""
-        self._broke = False
+        self._failure: BaseException | None = None
+        self._wake: asyncio.Future[None] = self._loop.create_future()
 
-    async def __aenter__(self) -> AsyncIterator[Sequence[Chunk]]:
-        loop = asyncio.get_running_loop()
-        self._now = loop.time
-        self._start = self._since = loop.time()
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+    async def run(self) -> None:
+        """The round; raises what it ended with."""
         self._watch()
         try:
-            cancels = self._wait()
-            try:
-                await self._begin()
-            except BaseException as e:
-                self._fail(e, cancels)
-            if self._arrive():
-                self._settle(self._timeout())
-            self._begun = True
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        await self._close()
-
-    def __aiter__(self) -> AsyncIterator[Sequence[Chunk]]:
-        return self
-
-    async def __anext__(self) -> Sequence[Chunk]:
-        # Once per token: what is waited for is awaited here, with no coroutine in between (measured: 4 of 45 µs).
-        if self._ended:
-            raise StopAsyncIteration
-        if self._answering:
-            self._since = self._now()
-        batch: Sequence[Chunk] | None
-        if self._late:
-            batch = self._settle(self._timeout())
-        else:
-            cancels = self._wait()
-            try:
-                batch = self._look()
-                while batch is not None and not batch:
-                    batch = self._take(await self._next())
-            except BaseException as e:
-                batch = self._fail(e, cancels)
-            else:
-                if self._arrive():
-                    batch = self._settle(self._timeout())
-        if not batch:
+            await self._read()
+        except Fault as e:
+            self._fail(e)
+        except Exception as e:
+            self._fail(self._name(e))
+        finally:
             self._ended = True
-            raise StopAsyncIteration
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _hand_on(self, batch: Sequence[Chunk]) -> None:
+        """Give chunks to the consumer."""
+        batch = self._clean(batch)
+        if not batch or self._ended:
+            return
+        try:
+            self._take(batch)
+        except BaseException as e:
+            self._end(e)
+            return
         self._answering = True
-        return batch
+        self._since = self._now()
+        if self._finished and not self._lingering:
+            self._lingering = True
+            self._watch_anew()
 
-    def _wait(self) -> int:
-        """Begin a wait under the watchdog; gives the cancels that the task had before."""
-        self._waiting = True
-        return self._task.cancelling()
+    def _end(self, failure: BaseException | None = None) -> None:
+        """The round is over; the first call counts."""
+        if self._ended:
+            return
+        self._ended = True
+        self._failure = failure
+        if not self._wake.done():
+            self._wake.set_result(None)
 
-    def _arrive(self) -> bool:
-        """End a wait; whether the watchdog broke it and what was awaited swallowed the cancel."""
-        self._waiting = False
-        if not self._broke:
-            return False
-        self._broke = False
-        self._task.uncancel()
-        return True
-
-    def _fail(self, e: BaseException, cancels: int) -> Sequence[Chunk]:
-        """End a wait that raised, and give every failure its kind."""
-        self._waiting = False
-        if isinstance(e, asyncio.CancelledError):
-            if not self._broke:
-                raise e
-            self._broke = False
-            if self._task.uncancel() > cancels:
-                raise e
-            return self._settle(self._timeout())
-        if isinstance(e, Fault):
-            return self._settle(e)
-        if isinstance(e, Exception):
-            failure = self._name(e)
-            failure.__cause__ = e
-            return self._settle(failure)
-        raise e
-
-    def _settle(self, failure: Fault) -> Sequence[Chunk]:
-        """What a failure leads to: an answer that was complete already is not spoiled by how its connection ends."""
-        if self._begun and failure.kind in ("provider.timeout", "provider.disconnected"):
+    def _fail(self, failure: Fault) -> None:
+        """End with a failure, but an answer that was complete already is not spoiled by how its connection ends."""
+        if self._begun and not self._ended and failure.kind in ("provider.timeout", "provider.disconnected"):
             try:
                 rest = self._finish()
-            except Fault as e:
+            except Exception as e:
                 # The server said what is wrong before it left.
-                raise (failure if e.kind == "provider.truncated" else e) from None
-            if self._finished:
-                return rest
-        raise failure
+                other = e if isinstance(e, Fault) else self._name(e)
+                self._end(failure if other.kind == "provider.truncated" else other)
+                return
+            if self._finished or any(isinstance(chunk, Finish) for chunk in rest):
+                self._hand_on(rest)
+                self._end()
+                return
+        self._end(failure)
+
+    def _watch_anew(self) -> None:
+        """Await something else from now on; the timer would come too late for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._since = self._now()
+        self._watch()
 
     def _watch(self) -> None:
-        now = self._now()
-        due, why = self._due(now)
-        if now < due:
-            self._timer = asyncio.get_running_loop().call_at(due, self._watch)
+        due, why = self._due()
+        if self._now() < due:
+            self._timer = self._loop.call_at(due, self._watch)
             return
         self._timer = None
-        self._late = why
-        if self._waiting:
-            self._broke = True
-            self._task.cancel()
+        self._expire(ProviderError("provider.timeout", why))
 
-    def _due(self, now: float) -> tuple[float, str]:
+    def _due(self) -> tuple[float, str]:
+        """When the upstream has been awaited for too long, and the words for it."""
         limits = self._deadlines
         due, why = self._start + limits.total_s, f"The model's answer took longer than {limits.total_s:g} s."
         if not self._answering:
@@ -248,11 +204,11 @@ class _Round(ABC):
             wait, text = min(LINGER_S, limits.gap_s), "The model's server does not end its answer."
         else:
             wait, text = limits.gap_s, f"The model paused for longer than {limits.gap_s:g} s."
-        since = self._since if self._waiting else now
-        return min((due, why), (since + wait, text))
+        return min((due, why), (self._since + wait, text))
 
-    def _timeout(self) -> ProviderError:
-        return ProviderError("provider.timeout", self._late)
+    def _expire(self, failure: ProviderError) -> None:
+        """A deadline has passed."""
+        self._fail(failure)
 
     def _clean(self, batch: Sequence[Chunk]) -> Sequence[Chunk]:
         """Drop empty chunks and replace what is no Unicode text; notice the end."""
@@ -277,16 +233,8 @@ class _Round(ABC):
         return batch
 
     @abstractmethod
-    async def _begin(self) -> None:
-        """Send the request; return when the answer begins."""
-
-    def _look(self) -> Sequence[Chunk] | None:
-        """The chunks that are there before anything is read; None at the proper end."""
-        return ()
-
-    @abstractmethod
-    def _take(self, data: Any) -> Sequence[Chunk] | None:
-        """The chunks of what `_next` read; None at the proper end."""
+    async def _read(self) -> None:
+        """Send the request and wait until the round has ended."""
 
     @abstractmethod
     def _finish(self) -> Sequence[Chunk]:
@@ -302,161 +250,239 @@ class _Round(ABC):
 
 
 class _HttpRound(_Round):
+    """A round over HTTP; it is the reader of its connection (`sag.engine.stream.Reader`)."""
+
     def __init__(
-        self, provider: HttpProvider, request: ModelRequest, deadlines: Deadlines, outbound: Outbound, body: int
+        self, provider: HttpProvider, request: ModelRequest, deadlines: Deadlines, take: Take, pool: Pool, body: int
     ) -> None:
-        super().__init__(provider, request, deadlines)
-        self._http = provider
-        self._outbound = outbound
+        super().__init__(request, deadlines, take)
+        self._provider = provider
+        self._pool = pool
         self._left = body
-        self._response: aiohttp.ClientResponse | None = None
-        self._body_ended = False
-        self._decoding = False
+        self._connection: Connection | None = None
+        self._stale = False
+        self._refusal: _Refusal | None = None
 
-    async def _begin(self) -> None:
-        import aiohttp
+    async def _read(self) -> None:
+        request = self._provider.prepare(self._request)
+        self._accept = next((value.lower() for name, value in request.headers.items() if name.lower() == "accept"), "")
+        origin, head = write_request(request)
+        kept = self._pool.take(origin)
+        if kept is not None:
+            self._send(kept, head, request.body)
+            await self._wake
+            if self._ended or not self._stale:
+                return
+            self._wake = self._loop.create_future()
+        fresh = await self._connect(origin)
+        if self._ended:
+            fresh.drop()
+            return
+        self._send(fresh, head, request.body)
+        await self._wake
 
-        request = self._http.prepare(self._request)
-        connect_s = self._deadlines.connect_s
-        self._response = response = await self._outbound.session().request(
-            request.method,
-            request.url,
-            # aiohttp writes large bytes in one go, and warns of it; a file it writes in pieces.
-            data=request.body if len(request.body) < WHOLE else io.BytesIO(request.body),
-            headers=request.headers,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
-        )
+    async def _connect(self, origin: Origin) -> Connection:
+        limits = self._deadlines
+        end = self._start + min(limits.first_token_s, limits.total_s)
+        try:
+            async with asyncio.timeout_at(min(self._now() + limits.connect_s, end)):
+                return await self._pool.connect(origin)
+        except TimeoutError as e:
+            raise unreachable("The model's server did not accept the connection in time.") from e
+
+    def _send(self, connection: Connection, head: bytes, body: bytes) -> None:
+        self._connection = connection
+        connection.send(head, body, self)
+
+    # what the connection tells
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None:
         crash_at("provider_sent")
-        status = response.status
+        try:
+            self._judge(status, headers)
+        except ProviderError as e:
+            self._end(e)
+        except Exception as e:
+            self._end(_undecodable(e))
+
+    def body(self, data: bytes) -> None:
+        if self._refusal is not None:
+            self._refusal.body += data
+            if len(self._refusal.body) >= ERROR_BODY:
+                self._refuse(self._refusal)
+            return
+        self._left -= len(data)
+        if self._left < 0:
+            self._fail(ProviderError("provider.protocol", "The model's answer is too large.", retry=False))
+            return
+        try:
+            if batch := self._feed(data):
+                self._hand_on(batch)
+                # A decoder gives the chunks before an error first; the error must not wait for more bytes to come.
+                self._feed(b"")
+        except Fault as e:
+            self._fail(e)
+        except Exception as e:
+            self._fail(_undecodable(e))
+
+    def end(self, failure: ProviderError | None, *, stale: bool) -> None:
+        self._connection = None
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        elif failure is None:
+            self._settle()
+        elif stale:
+            self._stale = True
+            self._wake.set_result(None)
+        else:
+            self._fail(failure)
+
+    # what comes of it
+
+    def _judge(self, status: int, headers: Mapping[str, str]) -> None:
+        """Whether an answer is a stream; one that is none is read as an error, as far as that goes."""
         if 300 <= status < 400:
             text = f"The model's server redirects elsewhere ({status}); check its address."
             raise ProviderError("provider.protocol", text, retry=False)
+        plain = headers.get("content-encoding", "identity").lower() == "identity"
         if not 200 <= status < 300:
-            raise self._http.error(status, response.headers, await self._read_error(response))
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise ProviderError("provider.protocol", "The model's server sends compressed data unasked.")
-        await self._check_type(response, request.headers)
-        self._decoder: Decoder = self._http.decoder()
-        self._feed = self._decoder.feed
-        self._next = response.content.readany
-
-    async def _check_type(self, response: aiohttp.ClientResponse, asked: Mapping[str, str]) -> None:
-        """Refuse another media type than the provider's Accept; none given is taken as the right one."""
-        accept = next((value.lower() for name, value in asked.items() if name.lower() == "accept"), "")
-        media = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not media or not accept or "*" in accept or media in accept:
+            self._read_refusal(_Refusal(status, headers), readable=plain)
             return
-        if media.endswith("json"):
-            body = await self._read_error(response)
-            if b'"error"' in body:
-                raise self._http.error(response.status, response.headers, body)
-        raise ProviderError("provider.protocol", f"The model's server answers with {media} and not with {accept}.")
+        if not plain:
+            raise ProviderError("provider.protocol", "The model's server sends compressed data unasked.")
+        # Another media type than the provider's Accept is refused; none given is taken as the right one.
+        media = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media and self._accept and "*" not in self._accept and media not in self._accept:
+            text = f"The model's server answers with {media} and not with {self._accept}."
+            self._read_refusal(_Refusal(status, headers, text), readable=media.endswith("json"))
+            return
+        self._decoder: Decoder = self._provider.decoder()
+        self._feed = self._decoder.feed
+        self._begun = True
 
-    async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
-        """As much of an error's body as comes; that it is cut, slow or broken does not hide the error."""
-        import aiohttp
+    def _read_refusal(self, refusal: _Refusal, *, readable: bool) -> None:
+        """Read as much of an error's body as comes; that it is cut, slow or broken does not hide the error."""
+        self._refusal = refusal
+        if not readable:
+            self._refuse(refusal)
+        else:
+            self._watch_anew()
 
-        body = bytearray()
-        if response.headers.get("content-encoding", "identity").lower() == "identity":
-            try:
-                async with asyncio.timeout(ERROR_BODY_S):
-                    while len(body) < ERROR_BODY and (data := await response.content.readany()):
-                        body += data
-            except (aiohttp.ClientError, OSError):
-                pass
-        return bytes(body[:ERROR_BODY])
+    def _refuse(self, refusal: _Refusal) -> None:
+        body = bytes(refusal.body[:ERROR_BODY])
+        if refusal.text and b'"error"' not in body:
+            self._end(ProviderError("provider.protocol", refusal.text))
+            return
+        try:
+            self._end(self._provider.error(refusal.status, refusal.headers, body))
+        except Exception as e:
+            self._end(_undecodable(e))
 
-    def _look(self) -> Sequence[Chunk] | None:
-        if self._body_ended:
-            return None
-        if self._answering:
-            # A decoder gives the chunks before an error first; the error must not wait for more bytes to come.
-            self._decode(b"")
-        return ()
+    def _due(self) -> tuple[float, str]:
+        due = super()._due()
+        return due if self._refusal is None else min(due, (self._since + ERROR_BODY_S, ""))
 
-    def _take(self, data: bytes) -> Sequence[Chunk] | None:
-        if not data:
-            return self._finish() or None
-        self._left -= len(data)
-        if self._left < 0:
-            raise ProviderError("provider.protocol", "The model's answer is too large.", retry=False)
-        batch = self._decode(data)
-        return self._clean(batch) if batch else batch
+    def _expire(self, failure: ProviderError) -> None:
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        else:
+            self._fail(failure)
 
-    def _decode(self, data: bytes) -> Sequence[Chunk]:
-        self._decoding = True
-        batch = self._feed(data)
-        self._decoding = False
-        return batch
+    def _settle(self) -> None:
+        """The body has come to its end."""
+        try:
+            self._hand_on(self._finish())
+        except Fault as e:
+            self._end(e)
+        except Exception as e:
+            self._end(_undecodable(e))
+        self._end()
 
     def _finish(self) -> Sequence[Chunk]:
-        if self._body_ended:
-            return ()
-        self._body_ended = True
-        self._decoding = True
-        batch = self._decoder.finish()
-        self._decoding = False
-        return self._clean(batch)
+        return self._decoder.finish()
+
+    def _end(self, failure: BaseException | None = None) -> None:
+        super()._end(failure)
+        self._drop()
 
     def _name(self, e: Exception) -> ProviderError:
-        if self._decoding:
-            return ProviderError("provider.protocol", "The model's answer cannot be decoded.")
-        return _name_failure(e, begun=self._response is not None)
+        failure = ProviderError("provider.protocol", "The model's answer cannot be used.")
+        failure.__cause__ = e
+        return failure
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.drop()
+            self._connection = None
 
     async def _close(self) -> None:
-        response = self._response
-        if response is None:
-            return
-        # Where the body was read to its end, the connection went back to the pool and is no longer the response's.
-        connection = response.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
-        response.close()
+        self._drop()
+
+
+class _Refusal:
+    """An answer that is no stream; `text` says why, where the status does not."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], text: str = "") -> None:
+        self.status, self.headers, self.text = status, headers, text
+        self.body = bytearray()
 
 
 class _StreamRound(_Round):
-    def __init__(self, provider: StreamProvider, request: ModelRequest, deadlines: Deadlines) -> None:
-        super().__init__(provider, request, deadlines)
-        self._source = provider
-        self._chunks: AsyncIterator[Chunk] | None = None
+    """A round with a provider that streams by itself, in a task of its own, which a deadline can leave."""
 
-    async def _begin(self) -> None:
-        self._chunks = chunks = self._source.stream(self._request)
-        crash_at("provider_sent")
+    def __init__(self, provider: StreamProvider, request: ModelRequest, deadlines: Deadlines, take: Take) -> None:
+        super().__init__(request, deadlines, take)
+        self._provider = provider
+        self._begun = True
 
-        async def read() -> Chunk | None:
+    async def _read(self) -> None:
+        self._task = asyncio.create_task(self._iterate())
+        await self._wake
+
+    async def _iterate(self) -> None:
+        try:
+            chunks = self._provider.stream(self._request)
+            crash_at("provider_sent")
             try:
-                return await chunks.__anext__()
-            except StopAsyncIteration:
-                return None
-
-        self._next = read
-
-    def _take(self, data: Chunk | None) -> Sequence[Chunk] | None:
-        return self._clean([data]) if data is not None else self._finish() or None
+                async for chunk in chunks:
+                    self._hand_on([chunk])
+                    if self._ended:
+                        return
+                self._finish()
+                self._end()
+            finally:
+                if close := getattr(chunks, "aclose", None):
+                    await close()
+        except Fault as e:
+            self._fail(e)
+        except (Exception, asyncio.CancelledError) as e:
+            self._fail(self._name(e))
 
     def _finish(self) -> Sequence[Chunk]:
         if not self._finished:
             raise ProviderError("provider.truncated", "The model's answer ended without its end mark.")
         return ()
 
-    def _name(self, e: Exception) -> ProviderError:
+    def _name(self, e: BaseException) -> ProviderError:
         if isinstance(e, ConnectionError):
-            return ProviderError("provider.disconnected", "The model's server dropped the connection.")
-        if isinstance(e, TimeoutError):
-            return ProviderError("provider.timeout", "The model's server did not answer in time.")
-        return ProviderError("provider.protocol", f"The provider {self._source.name} failed.")
+            failure = ProviderError("provider.disconnected", "The model's server dropped the connection.")
+        elif isinstance(e, TimeoutError):
+            failure = ProviderError("provider.timeout", "The model's server did not answer in time.")
+        else:
+            failure = ProviderError("provider.protocol", f"The provider {self._provider.name} failed.")
+        failure.__cause__ = e
+        return failure
 
     async def _close(self) -> None:
-        close = getattr(self._chunks, "aclose", None)
-        if close is None:
-            return
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await close()
-        except Exception:
-            pass  # what a provider's cleanup raises cannot change what was answered
+        # What a provider's cleanup raises cannot change what was answered.
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=CLOSE_S)
+
+
+def _undecodable(e: Exception) -> ProviderError:
+    failure = ProviderError("provider.protocol", "The model's answer cannot be decoded.")
+    failure.__cause__ = e
+    return failure
 
 
 def _to_unicode(text: str) -> str:
@@ -466,30 +492,3 @@ def _to_unicode(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def _name_failure(e: Exception, *, begun: bool) -> ProviderError:
-    """The kind of an exception of aiohttp; `begun` means that the head of the answer had arrived."""
-    import aiohttp
-    from aiohttp import http_exceptions
-
-    if isinstance(e, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        return ProviderError("provider.unreachable", "The model's server has no usable address.", retry=False)
-    if isinstance(e, aiohttp.ClientConnectorCertificateError):
-        return ProviderError("provider.unreachable", "The certificate of the model's server is not trusted.")
-    if isinstance(e, aiohttp.ClientConnectorDNSError):
-        return ProviderError("provider.unreachable", "The name of the model's server cannot be resolved.")
-    if isinstance(e, aiohttp.ServerTimeoutError):
-        return ProviderError("provider.unreachable", "The model's server did not accept the connection in time.")
-    if isinstance(e, aiohttp.ClientConnectorError):
-        return ProviderError("provider.unreachable", "The model's server cannot be reached.")
-    # aiohttp reports a body that is cut as a fault of its framing.
-    broken = (http_exceptions.ContentLengthError, http_exceptions.TransferEncodingError)
-    cut = isinstance(e.__cause__, broken) and "enough data" in str(e.__cause__)
-    garbled = isinstance(e, aiohttp.ClientResponseError) or isinstance(e.__cause__, http_exceptions.HttpProcessingError)
-    if garbled and not cut:
-        return ProviderError("provider.protocol", "The model's server does not answer in HTTP.")
-    if isinstance(e, aiohttp.ClientError | OSError):
-        where = "in the middle of its answer" if begun else "before it answered"
-        return ProviderError("provider.disconnected", f"The model's server closed the connection {where}.")
-    return ProviderError("provider.protocol", "The model's answer cannot be used.")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sag.engine.transport import Deadlines, Transport
+from sag.errors import Fault
 from sag.hooks.provider import (
     CallFragment,
     Chunk,
@@ -57,8 +58,9 @@ async def up():
 @pytest.fixture
 async def transport():
     outbound = Outbound()
-    await outbound.warm()
-    yield Transport(outbound, body=8 << 20)
+    made = Transport(outbound, body=8 << 20)
+    yield made
+    made.close()
     await outbound.close()
 
 
@@ -71,11 +73,13 @@ async def collect(
 ) -> tuple[list[Chunk], ProviderError | None]:
     """The chunks that came, and the error that ended them."""
     chunks: list[Chunk] = []
+
+    def take(batch: Sequence[Chunk]) -> None:
+        assert batch
+        chunks.extend(batch)
+
     try:
-        async with transport.open(provider, request or ask(), deadlines) as batches:
-            async for batch in batches:
-                assert batch
-                chunks += batch
+        await transport.run(provider, request or ask(), deadlines, take)
     except ProviderError as e:
         return chunks, e
     return chunks, None
@@ -104,9 +108,13 @@ async def test_an_answer_comes_in_batches_and_its_connection_is_used_again(trans
 
 async def test_tokens_are_handed_on_as_they_come(transport, up):
     up.script(Script([Say("first"), Hang()]))
-    async with transport.open(ChatProvider("openai", up.url), ask(), LONG) as batches:
-        async with asyncio.timeout(2):
-            assert await anext(batches) == [Text("first")]
+    came: asyncio.Queue[Sequence[Chunk]] = asyncio.Queue()
+    task = asyncio.create_task(transport.run(ChatProvider("openai", up.url), ask(), LONG, came.put_nowait))
+    async with asyncio.timeout(2):
+        assert await came.get() == [Text("first")]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 FAILURES = {
@@ -187,6 +195,13 @@ async def test_a_server_that_never_ends_a_finished_answer_is_left(transport, up)
     assert await up.requests[0].wait_ended() == "client"
 
 
+async def test_what_lingers_after_the_finish_is_left_soon(transport, up, monkeypatch):
+    monkeypatch.setattr("sag.engine.transport.LINGER_S", 0.1)
+    script = Script([Say("a"), Emit({"choices": [{"delta": {}, "finish_reason": "stop"}]}), Hang()])
+    async with asyncio.timeout(3):
+        assert await play(transport, up, script) == ([Text("a"), Finish("stop")], None)
+
+
 EMPTY: list[Step] = [Emit({"choices": [{"delta": {"content": ""}}]}), Wait(0.05)]
 TIMEOUTS = {
     "silence after accept": Script(head="hang"),
@@ -227,10 +242,12 @@ async def test_slow_tokens_within_the_gap_are_no_timeout(transport, up):
 async def test_the_consumers_own_time_is_no_gap(transport, up):
     up.script(Script([Say("a"), Wait(0.05), Say("b")]))
     seen: list[Chunk] = []
-    async with transport.open(ChatProvider("openai", up.url), ask(), SHORT) as batches:
-        async for batch in batches:
-            seen += batch
-            await asyncio.sleep(0.3)
+
+    def take(batch: Sequence[Chunk]) -> None:
+        seen.extend(batch)
+        time.sleep(0.3)
+
+    await transport.run(ChatProvider("openai", up.url), ask(), SHORT, take)
     assert said(seen) == "ab"
 
 
@@ -255,12 +272,23 @@ async def test_a_cancel_before_the_head_frees_the_upstream_too(transport, up):
     assert await up.requests[0].wait_ended(1) == "client"
 
 
-async def test_leaving_early_frees_the_upstream(transport, up):
+@pytest.mark.parametrize("failure", [RuntimeError("enough"), Fault("run.limit", "enough"), KeyboardInterrupt()])
+async def test_what_the_consumer_raises_ends_the_round_and_is_the_callers(transport, up, failure):
     up.script(Script([Say(["x"] * 100_000)], tokens_per_s=1000))
-    async with transport.open(ChatProvider("openai", up.url), ask(), LONG) as batches:
-        async for _ in batches:
-            break
+    batches: list[Sequence[Chunk]] = []
+
+    def take(batch: Sequence[Chunk]) -> None:
+        batches.append(batch)
+        raise failure
+
+    with pytest.raises(type(failure)) as caught:
+        await transport.run(ChatProvider("openai", up.url), ask(), LONG, take)
+    assert caught.value is failure
+    assert len(batches) == 1
     assert await up.requests[0].wait_ended(1) == "client"
+    with pytest.raises(type(failure)):
+        await transport.run(Scripted(Text("a"), Text("b")), ask(), LONG, take)
+    assert len(batches) == 2
 
 
 async def test_a_timeout_of_the_consumer_stays_the_consumers(transport, up):
