@@ -234,7 +234,8 @@ _SCRIPT: list[tuple[str, Callable[[Match, ModelRequest], Reply]]] = [
 
 _ABILITIES = (
     "Try *markdown*, *long*, *think*, *settings*, *count down from 5*, *time in Tokyo*, *what is 12 * 7*, "
-    "*20 degC to degF*, *two tools*, *note: buy milk*, *list notes*, *delete note last*, *fail* or, for any tool, *use NAME {json}*. For real answers, "
+    "*20 degC to degF*, *two tools*, *note: buy milk*, *list notes*, *delete note last*, *fail* "
+    "or, for any tool, *use NAME {json}*. For real answers, "
     "set up a model provider and choose its model."
 )
 

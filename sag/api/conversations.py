@@ -48,7 +48,7 @@ class ConversationRef(Params):
 
 
 class ConversationView(Struct):
-    """A conversation's state at an offset of its topic; 'The state of a conversation' in 'Writing a client' explains it."""
+    """A conversation's state at an offset of its topic, as 'Writing a client' explains it."""
 
     conv: str
     gen: str

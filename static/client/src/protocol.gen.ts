@@ -271,9 +271,7 @@ export interface ConversationUpdate {
   key?: string | null;
 }
 
-/**
- * A conversation's state at an offset of its topic; 'The state of a conversation' in 'Writing a client' explains it.
- */
+/** A conversation's state at an offset of its topic, as 'Writing a client' explains it. */
 export interface ConversationView {
   conv: string;
   gen: string;
