@@ -209,6 +209,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, e: Exception | None) -> None:
         self._lost = True
         self._leave(e)
+        del self._parser  # it holds methods of this object, and nothing comes any more
 
     def _leave(self, e: Exception | None) -> None:
         if self._reader is None:

@@ -26,6 +26,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from sag.errors import StartError
 from sag.settings import HubSettings
 
+log = logging.getLogger("sag.web")
 HIGH, LOW = 64 << 10, 16 << 10
 SNDBUF = 128 << 10
 CLOSE_S = 3.0
@@ -36,10 +37,16 @@ class HubSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol as a `sag.hub.connection.Socket`."""
 
     sink: Any = None
+    stall_s: float = 10.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(HIGH, LOW)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and TCP_USER_TIMEOUT is not None:
+            # It ends a peer with a small window that still reads (measured: 4 KiB at 2 KB/s after 12 s), so that
+            # `OutgoingSocket` looks for progress itself.
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 0)
         self._takes_bytes = True
 
     async def run_asgi(self) -> None:
@@ -53,7 +60,7 @@ class HubSocketProtocol(WebSocketsSansIOProtocol):
         super().pause_writing()
         self._takes_bytes = False
         if self.sink is not None:
-            self.sink.writable = False
+            self.sink.paused()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -69,10 +76,11 @@ class HubSocketProtocol(WebSocketsSansIOProtocol):
 class OutgoingSocket:
     """Writes frames straight to the transport (measured: half the cost of ASGI's send)."""
 
-    __slots__ = ("_protocol", "_transport", "sink", "writable")
+    __slots__ = ("_protocol", "_timer", "_transport", "sink", "writable")
 
     def __init__(self, protocol: HubSocketProtocol) -> None:
         self._protocol = protocol
+        self._timer: asyncio.TimerHandle | None = None
         self._transport = protocol.transport
         self.writable = True
         self.sink: Any = None
@@ -84,8 +92,31 @@ class OutgoingSocket:
             return
         self._transport.write(frame)
 
+    def paused(self) -> None:
+        self.writable = False
+        self._watch(self.unsent(), 0)
+
+    def _watch(self, left: int, idle: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        protocol = self._protocol
+        self._timer = protocol.loop.call_later(protocol.stall_s / 2, self._look, left, idle)
+
+    def _look(self, left: int, idle: int) -> None:
+        """Drop a peer that took nothing at two looks in a row; one that is only slow is waited for."""
+        if self.writable or self._transport.is_closing():
+            return
+        now = self.unsent()
+        if now >= left and idle:
+            log.warning("slow: a reader took nothing for %g s and is dropped", self._protocol.stall_s)
+            self._transport.abort()
+            return
+        self._watch(now, idle + 1 if now >= left else 0)
+
     def resumed(self) -> None:
         self.writable = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self.sink is not None:
             self.sink.drained()
 
@@ -264,7 +295,7 @@ def listen(settings: HubSettings) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SNDBUF)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if TCP_USER_TIMEOUT is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, settings.user_timeout_ms)
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, settings.stall_ms)
         sock.bind((settings.host, settings.port))
         sock.listen(2048)
     except OSError as e:
@@ -279,7 +310,7 @@ def uvicorn_config(app: Any, settings: HubSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=type("HubHttp", (HubHttpProtocol,), {"head_s": settings.head_ms / 1000}),
-        ws=HubSocketProtocol,
+        ws=type("HubSocketProtocol", (HubSocketProtocol,), {"stall_s": settings.stall_ms / 1000}),
         ws_max_size=settings.limits.frame,
         ws_ping_interval=None,
         ws_per_message_deflate=False,

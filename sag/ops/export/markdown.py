@@ -56,7 +56,7 @@ SETTING_TEXT = {
     "head_ms": "How long the head of an HTTP request may take.",
     "body_ms": "Over what time a body has to come at 1 KiB a second on average.",
     "keep_ms": "How long a session, with its tools and their open calls, is kept after a cut.",
-    "user_timeout_ms": "How long the kernel waits for a peer that acknowledges nothing (TCP_USER_TIMEOUT).",
+    "stall_ms": "How long a peer may take nothing of what waits for it before its connection is dropped.",
     "drain_s": "How long runs may take to end when the hub goes down; the rest is interrupted.",
     "ask_s": "How long an ask stays open where its asker says nothing else.",
     "key_s": "How long a result is kept under its idempotency key.",
