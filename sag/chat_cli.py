@@ -72,7 +72,7 @@ async def _main(args: argparse.Namespace) -> int:
     chat = Chat(screen, person=sys.stdin.isatty() and screen.tty, talking=not message)
     async with Client(address, "cli", caps={"ask": ["approval", "form", "url"]}, on_status=chat.status) as client:
         chat.client = client
-        with contextlib.suppress(NotImplementedError):
+        with contextlib.suppress(NotImplementedError):  # where loops take no signal handlers, Ctrl-C ends the program
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, chat.interrupted)
         if args.conv:
             await chat.open(args.conv)
