@@ -44,6 +44,7 @@ from sag.ops.operation import Registry
 from sag.outbound import Outbound
 from sag.schema.events import Event, HubConnector, HubModel, HubPlugin
 from sag.schema.ids import new_secret, now_ms
+from sag.secret import blot
 from sag.settings import Settings
 from sag.store.blobs import Blobs
 from sag.store.keys import KeyStore
@@ -453,7 +454,7 @@ def set_up_logging(level: str) -> Callable[[], bool]:
     handler = _DroppingHandler(records)
     handler.addFilter(QuietFilter())
     out = logging.StreamHandler(sys.stderr)
-    out.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    out.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     listener = logging.handlers.QueueListener(records, out)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -472,6 +473,13 @@ def set_up_logging(level: str) -> Callable[[], bool]:
         return thread is None or not thread.is_alive()
 
     return stop
+
+
+class _Formatter(logging.Formatter):
+    """Writes records without the secrets that are known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return blot(super().format(record))
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):

@@ -6,37 +6,50 @@ tutorial; `sag plugin new NAME` writes one.
 
 from __future__ import annotations
 
-from sag.engine.run import Answer, Run, RunEnded, RunLimit, Step
+from sag.engine.ends import RunEnded, RunLimit
+from sag.engine.run import Answer, Run, Step
 from sag.errors import Fault
 from sag.hooks.hub import Hub, KeyValue, PluginTopic
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
+    Ability,
     CallFragment,
     CallRequest,
     Chunk,
     Decoder,
+    Effort,
+    FilePart,
     Finish,
     HttpProvider,
     HttpRequest,
     Message,
     Model,
     ModelRequest,
+    Part,
+    Price,
     Provider,
     ProviderError,
     Reasoning,
+    Replay,
     StreamProvider,
     Text,
+    TextPart,
+    ThoughtPart,
     ToolSpec,
     UsageChunk,
     printable,
+    text_message,
 )
 from sag.hooks.spec import hookimpl
+from sag.hooks.streams import SseEvents, load_json, read_wait, to_unicode
 from sag.hooks.tool import Tool, ToolContext, ToolError, tool
 from sag.ops.dispatch import Call, User
 from sag.ops.operation import Change, Params, operation
 from sag.schema.events import Event, Usage, event
+from sag.secret import Secret
 
 __all__ = [
+    "Ability",
     "Answer",
     "Call",
     "CallFragment",
@@ -44,8 +57,10 @@ __all__ = [
     "Change",
     "Chunk",
     "Decoder",
+    "Effort",
     "Event",
     "Fault",
+    "FilePart",
     "Finish",
     "HttpProvider",
     "HttpRequest",
@@ -55,18 +70,25 @@ __all__ = [
     "Model",
     "ModelRequest",
     "Params",
+    "Part",
     "PluginTopic",
+    "Price",
     "Provider",
     "ProviderError",
     "Reasoning",
+    "Replay",
     "Run",
     "RunConfig",
     "RunEnded",
     "RunKind",
     "RunLimit",
+    "Secret",
+    "SseEvents",
     "Step",
     "StreamProvider",
     "Text",
+    "TextPart",
+    "ThoughtPart",
     "Tool",
     "ToolContext",
     "ToolError",
@@ -76,7 +98,11 @@ __all__ = [
     "User",
     "event",
     "hookimpl",
+    "load_json",
     "operation",
     "printable",
+    "read_wait",
+    "text_message",
+    "to_unicode",
     "tool",
 ]

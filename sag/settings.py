@@ -19,6 +19,7 @@ from dotenv import dotenv_values
 from msgspec import Struct, field
 
 from sag.errors import StartError
+from sag.secret import remember, remember_env
 
 PREFIX = "SAG_"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -125,6 +126,7 @@ def load(
     cwd = cwd or Path.cwd()
     merged = {k: v for k, v in dotenv_values(cwd / ".env").items() if v is not None}
     merged |= dict(os.environ if env is None else env)
+    remember_env(merged)
 
     values: dict[str, Any] = {}
     for name in HubSettings.__struct_fields__:
@@ -166,24 +168,32 @@ def _read_toml(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise StartError(f"{path}: {e}") from None
-    return {name: _expand(value, env, f"{path}: [{name}]") for name, value in tables.items()}
+    return {name: _expand(value, env, path.parent, f"{path}: [{name}]") for name, value in tables.items()}
 
 
-def _expand(value: Any, env: Mapping[str, str], where: str) -> Any:
+def _expand(value: Any, env: Mapping[str, str], folder: Path, where: str) -> Any:
+    """Replace `${NAME}` by the environment's value and `${file:path}` by a file's text, without its last line end."""
     if isinstance(value, dict):
-        return {k: _expand(v, env, f"{where} {k}") for k, v in value.items()}
+        return {k: _expand(v, env, folder, f"{where} {k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(v, env, where) for v in value]
+        return [_expand(v, env, folder, where) for v in value]
     if not isinstance(value, str):
         return value
 
     def replace(match: re.Match[str]) -> str:
-        name = match[1]
+        name, file = match.groups()
+        if file is not None:
+            try:
+                text = (folder / file).read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as e:
+                raise StartError(f"{where}: {file} cannot be read: {getattr(e, 'strerror', None) or e}") from None
+            remember(text)
+            return text
         if name not in env:
             raise StartError(f"{where}: the environment has no {name}")
         return env[name]
 
-    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", replace, value)
+    return re.sub(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)|file:([^}]+))\}", replace, value)
 
 
 _CRASH_AT = os.environ.get("SAG_CRASH_AT", "")

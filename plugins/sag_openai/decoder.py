@@ -1,8 +1,8 @@
 """Decodes streamed chat completions of OpenAI and of the many servers that speak like it.
 
-Owns the wire form of chunks and the oddities of servers; bytes are split in `sag_openai.sse`, failures are named in
-`sag_openai.failure`. The common chunk takes one typed decode of the members that are needed; what does not fit that
-(other types, broken Unicode) goes down a lenient and slower road.
+Owns the wire form of chunks and the oddities of servers; failures are named in `sag_openai.failure`. The common chunk
+takes one typed decode of the members that are needed; what does not fit that (other types, broken Unicode) goes down a
+lenient and slower road.
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from sag.plugin import CallFragment, Chunk, Finish, ProviderError, Reasoning, Text, Usage, UsageChunk
+from sag.plugin import (
+    CallFragment,
+    Chunk,
+    Finish,
+    ProviderError,
+    Reasoning,
+    SseEvents,
+    Text,
+    Usage,
+    UsageChunk,
+    load_json,
+    to_unicode,
+)
 from sag_openai.failure import name_failure
-from sag_openai.sse import LINE, Events, TooLong
 
 Reason = Literal["stop", "tools", "length", "refused"]
 
@@ -93,8 +104,8 @@ class ChatDecoder:
         limit: The most bytes of one line and of one event.
     """
 
-    def __init__(self, secret: str = "", limit: int = LINE) -> None:
-        self._events = Events(limit)
+    def __init__(self, secret: str = "", limit: int = 1 << 20) -> None:
+        self._events = SseEvents(limit)
         self._secret = secret
         self._indexes: dict[int, int] = {}
         self._ids: list[str] = []
@@ -115,10 +126,7 @@ class ChatDecoder:
             raise self._failure
         if not data:
             return ()
-        try:
-            events = self._events.feed(data)
-        except TooLong:
-            raise ProviderError("provider.protocol", "The model's server sends a line that is too long.") from None
+        events = self._events.feed(data)
         out: list[Chunk] = []
         try:
             for lines in events:
@@ -145,8 +153,6 @@ class ChatDecoder:
         try:
             for lines in self._events.finish():
                 self._take(b"\n".join(lines), lines, out)
-        except TooLong:
-            pass
         except ProviderError as e:
             # What was cut in the middle of an event is no JSON, but cut.
             if e.kind != "provider.protocol":
@@ -182,9 +188,9 @@ class ChatDecoder:
             chunk = read
         self._seen = True
         if chunk.error is not None and chunk.error not in (b"null", b"{}", b'""', b"false"):
-            raise name_failure({"error": _load(bytes(chunk.error))}, self._secret)
+            raise name_failure({"error": load_json(bytes(chunk.error))}, self._secret)
         if chunk.object == "error" and chunk.message is not None:
-            raise name_failure(_load(data), self._secret)
+            raise name_failure(load_json(data), self._secret)
         if chunk.choices:
             for choice in chunk.choices:
                 if not choice.index:
@@ -255,7 +261,7 @@ class ChatDecoder:
     def _check_stray(self, line: bytes) -> None:
         # Some proxies put their error's JSON into the stream as it is.
         if line.startswith(b"{"):
-            body = _load(line)
+            body = load_json(line)
             if isinstance(body, dict) and body.get("error"):
                 raise name_failure(body, self._secret)
 
@@ -270,17 +276,9 @@ def _read_usage(usage: _Usage) -> Usage:
     )
 
 
-def _load(data: bytes) -> Any:
-    """JSON as Python's own reader takes it: control characters in strings, invalid UTF-8 and half surrogates pass."""
-    try:
-        return json.loads(data.decode("utf-8", "replace"), strict=False)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _read_leniently(data: bytes) -> _Chunk | None:
     """A chunk whose types or whose Unicode are not as they should be; None if it is none at all."""
-    given = _load(data)
+    given = load_json(data)
     if not isinstance(given, dict):
         return None
     choices = []
@@ -357,8 +355,3 @@ def _clean(given: Any) -> Any:
     if isinstance(given, list):
         return [_clean(v) for v in given]
     return given
-
-
-def to_unicode(text: str) -> str:
-    """The text with U+FFFD for lone surrogates."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -7,23 +7,17 @@ a busy minute and for an empty account alike.
 from __future__ import annotations
 
 import json
-import math
 import re
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-from sag.plugin import ProviderError
-
-LONGEST_S = 86_400.0
+from sag.plugin import ProviderError, load_json, read_wait
 
 _CONTEXT = re.compile(r"context[_ ](length|window|size)|maximum context|too many tokens|prompt is too long", re.I)
 _UNPAID = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached", "billing_not_active")
 _OVERLOADED = ("server_is_overloaded", "service_unavailable_error", "overloaded_error", "engine_overloaded")
 _LIMITED = ("rate_limit_exceeded", "rate_limit_error", "slow_down", "too_many_requests")
 _KEY = ("invalid_api_key", "authentication_error", "permission_error", "permission_denied")
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> ProviderError:
@@ -35,10 +29,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, secret: str
         body: What there is of its body.
         secret: The key, which is blotted out.
     """
-    try:
-        given = json.loads(body.decode("utf-8", "replace"), strict=False)
-    except (ValueError, RecursionError):
-        given = None
+    given = load_json(body)
     lower = {name.lower(): value for name, value in headers.items()}
     return name_failure(given, secret, status, lower)
 
@@ -84,35 +75,6 @@ def name_failure(
     return ProviderError(name, f"{said}: {text}" if text else f"{said}.", after_s=after_s, retry=retry)
 
 
-def read_wait(headers: Mapping[str, str]) -> float | None:
-    """How many seconds a server asks to wait, from 0 to a day; None if it does not say so in a way that is known.
-
-    In this order: `retry-after-ms`, `retry-after` in seconds or as an HTTP date, and the reset of that
-    `x-ratelimit-…` of which nothing remains.
-    """
-    wait = _number(headers.get("retry-after-ms"))
-    if wait is not None:
-        return _bound(wait / 1000)
-    after = headers.get("retry-after", "").strip()
-    wait = _number(after)
-    if wait is not None:
-        return _bound(wait)
-    if after:
-        try:
-            then = parsedate_to_datetime(after).timestamp()
-        except (ValueError, OverflowError):
-            then = math.nan
-        if then == then:
-            return _bound(then - _server_time(headers))
-    waits = [
-        _duration(headers.get(f"x-ratelimit-reset-{what}", ""))
-        for what in ("requests", "tokens")
-        if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0"
-    ]
-    known = [wait for wait in waits if wait is not None]
-    return _bound(max(known)) if known else None
-
-
 def _read(given: Any) -> tuple[str, str, str]:
     """Code, type and message of whatever shape an error has."""
     if isinstance(given, list) and given:
@@ -128,32 +90,3 @@ def _read(given: Any) -> tuple[str, str, str]:
         text = json.dumps(text)
     code, kind = given.get("code"), given.get("type")
     return str(code) if code is not None else "", kind if isinstance(kind, str) else "", text
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return None if math.isnan(number) else number
-
-
-def _bound(wait_s: float) -> float:
-    return min(max(wait_s, 0.0), LONGEST_S)
-
-
-def _server_time(headers: Mapping[str, str]) -> float:
-    # Against the server's own clock, where it tells it: ours may be off by hours.
-    try:
-        return parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except (ValueError, OverflowError):
-        return time.time()
-
-
-def _duration(text: str) -> float | None:
-    """`6m0s`, `1s`, `20ms` in seconds."""
-    match = _DURATION.fullmatch(text.strip())
-    if not match or not match[0]:
-        return None
-    days, hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
-    return days * 86_400 + hours * 3600 + minutes * 60 + seconds + millis / 1000

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from sag.plugin import Decoder, HttpRequest, Message, Model, ModelRequest, ProviderError
-from sag_openai.decoder import ChatDecoder, to_unicode
+from sag.plugin import Decoder, HttpRequest, Message, Model, ModelRequest, ProviderError, to_unicode
+from sag_openai.decoder import ChatDecoder
 from sag_openai.failure import read_error
 
 Json = dict[str, Any]
@@ -89,7 +89,7 @@ class ChatProvider:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers}
         return HttpRequest(f"{self.base_url}/chat/completions", data, headers)
 
-    def decoder(self) -> Decoder:
+    def decoder(self, request: ModelRequest) -> Decoder:
         """A decoder for one answer."""
         return ChatDecoder(self._key)
 
@@ -115,7 +115,7 @@ class ChatProvider:
             ],
         }
         if self._reasoning_name:
-            written[self._reasoning_name] = message.reasoning or ""
+            written[self._reasoning_name] = "".join(thought.text for thought in message.thoughts)
         return written
 
 

@@ -29,8 +29,9 @@ from sag.engine.config import (
     layered,
     patched,
 )
+from sag.engine.ends import RunEnded, RunLimit
 from sag.engine.models import Models
-from sag.engine.run import Answer, Run, RunEnded, RunLimit
+from sag.engine.run import Answer, Run
 from sag.engine.transport import Transport
 from sag.errors import Fault
 from sag.hooks.host import Extensions

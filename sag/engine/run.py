@@ -18,20 +18,17 @@ from msgspec import Struct
 
 from sag.engine import transcript
 from sag.engine.config import defaults, layered, validate
+from sag.engine.context import CallContext
+from sag.engine.ends import RunEnded, RunLimit, ToolLost
 from sag.engine.toolbox import Toolbox, ToolSource
 from sag.engine.transport import Deadlines
+from sag.engine.writer import PartWriter
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
-    CallFragment,
-    Chunk,
-    Finish,
     ModelRequest,
     Provider,
     ProviderError,
-    Reasoning,
-    Text,
-    UsageChunk,
 )
 from sag.hooks.tool import Tool, ToolError
 from sag.ops.dispatch import User
@@ -42,20 +39,15 @@ from sag.schema.events import (
     InboxAskOpen,
     InboxRun,
     MessageAdd,
-    PartClose,
-    PartDrop,
-    PartOpen,
     RunPatch,
     StepClose,
     StepOpen,
     ToolClose,
     ToolOpen,
-    ToolProgress,
     ToolStatus,
     Usage,
 )
 from sag.schema.ids import new_id, now_ms
-from sag.settings import crash_at
 from sag.topics.topic import Transaction
 
 if TYPE_CHECKING:
@@ -64,24 +56,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("sag.engine")
 Json = dict[str, Any]
 
-MAX_CALLS = 64
-MAX_ARGUMENTS = 512 << 10  # a call's event has to fit a frame
 MAX_RESULT = 256 << 10
 MAX_WAIT_S = 60.0
-PROGRESS_S = 0.033
 APPROVAL = ["allow_once", "allow_run", "allow_always", "deny"]
-
-
-class RunLimit(Exception):
-    """A cap was reached: rounds, calls in a step, size of arguments. The run ends with `limit`."""
-
-
-class RunEnded(Exception):
-    """The run was closed from outside; whatever still works for it stops."""
-
-
-class ToolLost(Exception):
-    """The way to a tool broke; whether it did its work is not known."""
 
 
 class Answer(Struct):
@@ -253,9 +230,10 @@ class Run:
             if rev > self.object.get("applied", {}).get("rev", 1):
                 events.append(ConfigApplied(f"run:{self.id}", rev, number))
             prompt = system if system is not None else config.system
-            request = _request(model, transcript.build(self.state, self.id, prompt, box.legal), box, config)
+            messages = transcript.build(self.state, self.id, prompt, box.legal, provider.name)
+            request = _request(model, messages, box, config)
             events.append(MessageAdd(msg, "assistant", now_ms(), [], self.id, agent, step=number))
-            writer = PartWriter(self, msg, agent)
+            writer = PartWriter(self, msg, agent, provider.name)
             self._mark(active=1)
             try:
                 await self.emit(*events)
@@ -513,209 +491,6 @@ class Run:
             self._mark(asking=-1)
 
 
-class PartWriter:
-    """Writes the chunks of one model round into parts of its message."""
-
-    def __init__(self, run: Run, msg: str, agent: str | None) -> None:
-        self._run, self._msg, self._agent = run, msg, agent
-        self._topics, self._topic = run._topics, run._topic
-        self._limit = run._engine.part_bytes
-        self._text: tuple[str, int] | None = None  # kind and number of the open text or reasoning part
-        self._size = 0
-        self.parts: list[int] = []
-        self._open: set[int] = set()
-        self.calls: dict[int, list[Any]] = {}  # index of the vendor: our id, name, part, its bytes, bytes of all
-        self.usage: Usage | None = None
-        self.finish = "stop"
-        self._first = True
-
-    def take(self, batch: Sequence[Chunk]) -> None:
-        """Write a batch of chunks.
-
-        Raises:
-            RunLimit: Too many calls, or arguments too long.
-            RunEnded: The run was closed.
-        """
-        if self._run.closed:
-            raise RunEnded
-        if self._topic.lost:
-            raise self._topic.lost
-        for chunk in batch:
-            kind = type(chunk)
-            if kind is Text:
-                self._write("text", chunk.text)  # type: ignore[union-attr]
-            elif kind is Reasoning:
-                self._write("reasoning", chunk.text)  # type: ignore[union-attr]
-            elif isinstance(chunk, CallFragment):
-                self._call(chunk)
-            elif isinstance(chunk, UsageChunk):
-                self.usage = chunk.usage
-            elif isinstance(chunk, Finish):
-                self.finish = chunk.reason
-
-    def _write(self, kind: Literal["text", "reasoning"], text: str) -> None:
-        if not text:
-            return
-        if self._first:
-            self._first = False
-            crash_at("first_delta")
-        size = len(text) if text.isascii() else len(text.encode())
-        if self._text is not None and self._text[0] == kind and self._size + size <= self._limit:
-            self._size += size
-            self._topics.delta(self._topic, self._text[1], text)
-            return
-        for piece in _pieces(text, self._limit):
-            self._end_text()
-            self._text = (kind, self._new_part(kind, piece))
-            self._size = len(piece.encode())
-
-    def _end_text(self) -> None:
-        if self._text is not None:
-            tx = self._run._begin()
-            self._close_part(tx, self._text[1])
-            tx.submit()
-            self._text = None
-
-    def _new_part(self, kind: Any, text: str, call: str | None = None, name: str | None = None) -> int:
-        if self._run.closed:
-            raise RunEnded
-        part: int = self._topic.fold.last_part + 1  # type: ignore[attr-defined]
-        event = PartOpen(part, self._run.id, self._msg, kind, now_ms(), call, self._agent, name)
-        self._topics.open_part(self._topic, event, part, text)
-        self.parts.append(part)
-        self._open.add(part)
-        return part
-
-    def _call(self, fragment: CallFragment) -> None:
-        call = self.calls.get(fragment.index)
-        text = fragment.arguments
-        size = len(text.encode())
-        if call is None:
-            if len(self.calls) >= MAX_CALLS:
-                raise RunLimit(f"The model asked for more than {MAX_CALLS} tool calls in one step.")
-            self._end_text()
-            id = new_id("k")
-            part = self._new_part("tool_args", text, id, fragment.name or "")
-            self.calls[fragment.index] = [id, fragment.name or "", part, size, size]
-            return
-        if call[4] + size > MAX_ARGUMENTS:
-            raise RunLimit(f"The arguments of a tool call are larger than {MAX_ARGUMENTS} bytes.")
-        call[4] += size
-        if not text:
-            return
-        if call[3] + size > self._limit:
-            tx = self._run._begin()
-            self._close_part(tx, call[2])
-            tx.submit()
-            call[2], call[3] = self._new_part("tool_args", text, call[0], call[1]), size
-            return
-        call[3] += size
-        self._topics.delta(self._topic, call[2], text)
-
-    def _close_part(self, tx: Transaction, part: int) -> None:
-        self._topics.flush_deltas(self._topic, tx)
-        found = self._topic.fold.parts.get(part)  # type: ignore[attr-defined]
-        tx.append(self._topic, PartClose(part, len(found[1]["text"]) if found else 0))
-        self._topics.close_part(self._topic, part)
-        self._open.discard(part)
-
-    def close(self, tx: Transaction) -> str:
-        """Close what is open, in order, and give the text. An empty answer is an empty part: the round was not cut."""
-        if not self.parts:
-            self._new_part("text", "")
-        for part in sorted(self._open):
-            self._close_part(tx, part)
-        self._text = None
-        parts = self._topic.fold.parts  # type: ignore[attr-defined]
-        return "".join(parts[n][1]["text"] for n in self.parts if n in parts and parts[n][1]["kind"] == "text")
-
-    def drop(self, tx: Transaction, why: Literal["provider_retry", "fallback", "config"]) -> None:
-        """Void what came."""
-        self._topics.flush_deltas(self._topic, tx)
-        for part in self.parts:
-            tx.append(self._topic, PartDrop(part, why))
-            self._topics.close_part(self._topic, part)
-        self.parts, self._open, self.calls, self._text = [], set(), {}, None
-
-
-class CallContext:
-    """What a tool is given as `ctx` (sag.hooks.tool.ToolContext)."""
-
-    def __init__(self, run: Run, call: str, tool: Tool, given: Answer | None) -> None:
-        self._run, self._tool, self._given = run, tool, given
-        self.user, self.client, self.conv, self.run, self.call = run.user, run.client, run.conv, run.id, call
-        self.log = logging.getLogger(f"sag.plugin.{tool.origin}" if tool.origin else "sag.tool")
-        self.cancelled = False
-        self.limit: asyncio.Timeout | None = None
-        self._loop = asyncio.get_running_loop()
-        self._next_s = 0.0
-        self._waiting: ToolProgress | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    async def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
-        self.report(ToolProgress(self.call, done, total, text))
-
-    def report(self, progress: ToolProgress) -> None:
-        """Tell progress now, or the newest at the next tick, so that a tool that tells much costs little."""
-        now = self._loop.time()
-        if now >= self._next_s:
-            self._next_s = now + PROGRESS_S
-            self._run.emit(progress)
-        else:
-            self._waiting = progress
-            if self._timer is None:
-                self._timer = self._loop.call_at(self._next_s, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not self._run.closed and not self._run._topic.lost:
-            self.report(waiting)
-
-    def end(self) -> None:
-        """The call is over: tell what waits, and no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._next_s = 0.0
-            self._tick()
-        self.cancelled = True
-
-    async def ask(
-        self,
-        title: str,
-        *,
-        schema: Json | None = None,
-        url: str | None = None,
-        options: list[str] | None = None,
-        expires_s: float | None = None,
-    ) -> tuple[str | None, Json | None]:
-        if self._given is not None:
-            answer, self._given = self._given, None
-            return answer.choice, answer.data
-        kind: Literal["form", "url", "choice"] = "form" if schema else "url" if url else "choice"
-        choices = options or (["accept", "decline"] if kind != "choice" else ["yes", "no"])
-        tx = self._run._begin()
-        ask = self._run.open_ask(
-            tx, kind, title, choices, call=self.call, schema=schema, url=url, expires_s=expires_s, on_expiry=choices[-1]
-        )
-        await tx.submit("ask_open")
-        left_s = None
-        if self.limit is not None and (when := self.limit.when()) is not None:
-            left_s = when - self._loop.time()
-            self.limit.reschedule(None)
-        self._run._mark(active=-1)
-        try:
-            answer = await self._run.answer(ask)
-        finally:
-            self._run._mark(active=1)
-            if self.limit is not None and left_s is not None:
-                self.limit.reschedule(self._loop.time() + left_s)
-        return answer.choice, answer.data
-
-    async def patch(self, scope: str, patch: Json) -> Json:
-        return await self._run._engine.patch_as(self.user, self.client, scope, patch)
-
-
 def _is_cut(message: Json) -> bool:
     """Whether the round that wrote a message did not come to its end (a message that was emptied counts)."""
     parts = message["parts"]
@@ -730,6 +505,9 @@ def _request(model: str, messages: list[Any], box: Toolbox, config: RunConfig) -
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
+        stop=config.stop,
+        seed=config.seed,
+        reasoning=config.reasoning,
         extra=config.extra,
     )
 
@@ -739,21 +517,6 @@ def _retry_wait_s(e: ProviderError, attempt: int) -> float:
     if e.after_ms is not None:
         return e.after_ms / 1000
     return min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0)
-
-
-def _pieces(text: str, limit: int) -> list[str]:
-    """Text in pieces of at most `limit` bytes, never cut inside a character."""
-    if len(text) * 4 <= limit:
-        return [text]
-    out = []
-    data = text.encode()
-    while data:
-        cut = min(limit, len(data))
-        while cut < len(data) and data[cut] & 0xC0 == 0x80:
-            cut -= 1
-        out.append(data[:cut].decode())
-        data = data[cut:]
-    return out
 
 
 def _presentable(result: Any) -> Any:

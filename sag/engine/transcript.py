@@ -11,21 +11,22 @@ from typing import Any
 
 import msgspec
 
-from sag.hooks.provider import CallRequest, Message
+from sag.hooks.provider import CallRequest, FilePart, Message, Part, TextPart, ThoughtPart, text_message
 
 Json = dict[str, Any]
 
 CUT = "[the reply was interrupted here]"
 
 
-def build(state: Json, run: str, system: str | None, legal: Callable[[str], str]) -> list[Message]:
-    """The messages for the next step of a run.
+def build(state: Json, run: str, system: str | None, legal: Callable[[str], str], provider: str = "") -> list[Message]:
+    """The messages for the next step of a run. Files are in it by their `ref`, as `Attached`.
 
     Args:
         state: The conversation's snapshot.
         run: The run's id.
         system: The system prompt.
         legal: Makes a tool's name one that every vendor takes.
+        provider: Whose thoughts go back as they were; those of others are words alone.
     """
     runs, tools = state["runs"], state["tools"]
     mine = runs[run].get("begun", 0)
@@ -35,37 +36,76 @@ def build(state: Json, run: str, system: str | None, legal: Callable[[str], str]
             order[id] = other["begun"]
     chosen = [m for m in state["messages"] if m.get("run") in order]
     chosen.sort(key=lambda m: order[m.get("run")])  # stable: within a run, as they came
-    out = [Message("system", system)] if system else []
+    out = [text_message("system", system)] if system else []
     last_of_run = {m.get("run"): m["msg"] for m in chosen if m["role"] == "assistant"}
     for message in chosen:
         if message["role"] == "user":
-            out.append(Message("user", _input_text(message["parts"])))
+            out.append(Message("user", _input(message["parts"])))
         else:
             cut = any(p.get("partial") or p["open"] for p in message["parts"])
             of = message.get("run")
             if not cut or (of != run and last_of_run[of] == message["msg"]):
-                out += _assistant(message, tools, legal, cut)
+                out += _assistant(message, tools, legal, cut, provider)
     return out
 
 
-def _input_text(parts: list[Json]) -> str:
-    return "\n".join(
-        p["text"] if p["kind"] == "text" else f"[{p['kind']}: {p.get('name') or p.get('ref')}]" for p in parts
-    )
+class Attached(FilePart, tag="attached"):
+    """A file whose bytes are still to be read."""
+
+    ref: str = ""
 
 
-def _assistant(message: Json, tools: Json, legal: Callable[[str], str], cut: bool) -> list[Message]:
-    text = "".join(p["text"] for p in message["parts"] if p["kind"] == "text")
-    reasoning = "".join(p["text"] for p in message["parts"] if p["kind"] == "reasoning")
-    called = list(dict.fromkeys(p["call"] for p in message["parts"] if p["kind"] == "tool_args"))
-    calls = [(id, tools[id]) for id in called if id in tools]
-    if cut and text:
-        text += f"\n{CUT}"
-    if not text and not calls:
+def _input(parts: list[Json]) -> list[Part]:
+    out: list[Part] = []
+    for part in parts:
+        if part["kind"] != "text":
+            mime = part.get("mime") or ("image/*" if part["kind"] == "image" else "application/octet-stream")
+            out.append(Attached(mime, part.get("name") or part["kind"], b"", part["ref"]))
+        else:
+            _add_text(out, part["text"], "\n")
+    return out
+
+
+def _add_text(out: list[Part], text: str, between: str) -> None:
+    if not text:
+        return
+    if out and isinstance(out[-1], TextPart):
+        out[-1].text += between + text
+    else:
+        out.append(TextPart(text))
+
+
+def _assistant(message: Json, tools: Json, legal: Callable[[str], str], cut: bool, provider: str) -> list[Message]:
+    out: list[Part] = []
+    answers: list[Message] = []
+    called: set[str] = set()
+    thoughts = ""
+    for part in message["parts"]:
+        if part["kind"] == "reasoning":
+            # A long thought goes on in the next part; what its vendor wants back stands with the last of them.
+            thoughts += part["text"]
+            replay = part.get("replay") or {}
+            if replay.get("provider") == provider and not cut:
+                out.append(ThoughtPart(thoughts, replay.get("data")))
+                thoughts = ""
+            continue
+        if thoughts:
+            out.append(ThoughtPart(thoughts))
+            thoughts = ""
+        if part["kind"] == "text":
+            _add_text(out, part["text"], "")
+        elif part["kind"] == "tool_args" and part["call"] not in called and (tool := tools.get(part["call"])):
+            called.add(part["call"])
+            out.append(CallRequest(part["call"], legal(tool["name"]), argument_text(tool["args"])))
+            failed = tool["status"] != "ok"
+            answers.append(Message("tool", [TextPart(result_text(tool))], part["call"], failed))
+    if thoughts:
+        out.append(ThoughtPart(thoughts))
+    if all(isinstance(part, ThoughtPart) for part in out):
         return []
-    requests = [CallRequest(id, legal(tool["name"]), argument_text(tool["args"])) for id, tool in calls]
-    answers = [Message("tool", result_text(tool), call=id) for id, tool in calls]
-    return [Message("assistant", text, calls=requests, reasoning=reasoning or None), *answers]
+    if cut and any(isinstance(part, TextPart) for part in out):
+        _add_text(out, CUT, "\n")
+    return [Message("assistant", out), *answers]
 
 
 def argument_text(args: Any) -> str:

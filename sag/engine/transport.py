@@ -30,6 +30,7 @@ from sag.hooks.provider import (
     StreamProvider,
     Text,
 )
+from sag.hooks.streams import to_unicode
 from sag.outbound import Outbound
 from sag.settings import crash_at
 
@@ -220,14 +221,14 @@ class _Round(ABC):
                 if not text:
                     empty = True
                 elif not text.isascii():
-                    chunk.text = _to_unicode(text)  # type: ignore[union-attr]
+                    chunk.text = to_unicode(text)  # type: ignore[union-attr]
             elif kind is Finish:
                 self._finished = True
             elif isinstance(chunk, CallFragment):
                 if not chunk.arguments.isascii():
-                    chunk.arguments = _to_unicode(chunk.arguments)
+                    chunk.arguments = to_unicode(chunk.arguments)
                 if chunk.name is not None and not chunk.name.isascii():
-                    chunk.name = _to_unicode(chunk.name)
+                    chunk.name = to_unicode(chunk.name)
         if empty:
             return [chunk for chunk in batch if not isinstance(chunk, Text | Reasoning) or chunk.text]
         return batch
@@ -356,7 +357,7 @@ class _HttpRound(_Round):
             text = f"The model's server answers with {media} and not with {self._accept}."
             self._read_refusal(_Refusal(status, headers, text), readable=media.endswith("json"))
             return
-        self._decoder: Decoder = self._provider.decoder()
+        self._decoder: Decoder = self._provider.decoder(self._request)
         self._feed = self._decoder.feed
         self._begun = True
 
@@ -483,12 +484,3 @@ def _undecodable(e: Exception) -> ProviderError:
     failure = ProviderError("provider.protocol", "The model's answer cannot be decoded.")
     failure.__cause__ = e
     return failure
-
-
-def _to_unicode(text: str) -> str:
-    """The text with U+FFFD for lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

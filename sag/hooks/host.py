@@ -33,6 +33,7 @@ from sag.hooks.tool import Tool
 from sag.ops.dispatch import DECODE_ERRORS, params_fault
 from sag.ops.operation import Registry
 from sag.schema.events import EVENTS, Event
+from sag.secret import Secret
 from sag.settings import Settings
 from sag.topics.reducers import FAMILIES, PlainReducer, Reducer, State
 
@@ -114,6 +115,12 @@ class PluginInfo(Struct):
     provides: Provides = field(default_factory=Provides)
 
 
+def _decode_secret(kind: type, value: Any) -> Any:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+
+
 class _Refused(Exception):
     """A plugin cannot be used; the text is the reason."""
 
@@ -192,7 +199,7 @@ class _Loading:
             if key not in known:
                 self.problems.append(f"{where} {key}: there is no such setting{_hint(key, known)}")
         try:
-            return msgspec.convert(table, struct, strict=False)
+            return msgspec.convert(table, struct, strict=False, dec_hook=_decode_secret)
         except DECODE_ERRORS as e:
             fault = params_fault(e)
             path = str(fault.data["path"]).removeprefix("$").removeprefix(".")

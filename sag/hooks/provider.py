@@ -7,18 +7,61 @@ deadlines, retries and cancel. One that is not HTTP streams by itself. Wire fact
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct, field
 
 from sag.errors import Fault
 from sag.schema.events import Usage
+from sag.secret import blot
+
+if TYPE_CHECKING:
+    import httpx
 
 Json = dict[str, Any]
+Ability = Literal["tools", "images", "files", "reasoning", "json"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class CallRequest(Struct):
+class TextPart(Struct, tag="text"):
+    """Text of a message."""
+
+    text: str
+
+
+class FilePart(Struct, tag="file"):
+    """A file or an image of a message; the type tells which.
+
+    Attributes:
+        mime: Its media type, `image/png`, `application/pdf`.
+        name: Its name, as the user knows it.
+        data: Its bytes.
+    """
+
+    mime: str
+    name: str
+    data: bytes
+
+    @property
+    def is_image(self) -> bool:
+        return self.mime.startswith("image/")
+
+
+class ThoughtPart(Struct, tag="thought"):
+    """What a model thought.
+
+    Attributes:
+        text: In words; may be empty.
+        replay: What the decoder gave as `Replay` with it; None if there was none or it is another provider's, since no
+            vendor takes those of another.
+    """
+
+    text: str
+    replay: Any = None
+
+
+class CallRequest(Struct, tag="call"):
     """A tool call that a model made: the name as the model knows it, the arguments as the text that it wrote."""
 
     id: str
@@ -26,22 +69,49 @@ class CallRequest(Struct):
     arguments: str
 
 
+Part = TextPart | FilePart | ThoughtPart | CallRequest
+
+
 class Message(Struct, omit_defaults=True):
     """One message of a transcript.
 
     Attributes:
         role: system, user, assistant or tool.
-        text: Its text.
-        calls: Of an assistant: the tools it called; each is answered by one tool message that follows.
+        parts: What it consists of, in order. An assistant's has text, thoughts and calls, each call answered by one
+            tool message that follows; a user's and a tool's have text and files.
         call: Of a tool: the id of the call that it answers.
-        reasoning: Of an assistant: what it thought, for vendors that want it back.
+        failed: Of a tool: the call failed.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
-    text: str = ""
-    calls: list[CallRequest] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     call: str | None = None
-    reasoning: str | None = None
+    failed: bool = False
+
+    @property
+    def text(self) -> str:
+        """Its text."""
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def calls(self) -> list[CallRequest]:
+        """The tools that it calls."""
+        return [part for part in self.parts if isinstance(part, CallRequest)]
+
+    @property
+    def files(self) -> list[FilePart]:
+        """Its files and images."""
+        return [part for part in self.parts if isinstance(part, FilePart)]
+
+    @property
+    def thoughts(self) -> list[ThoughtPart]:
+        """What was thought before and between the rest."""
+        return [part for part in self.parts if isinstance(part, ThoughtPart)]
+
+
+def text_message(role: Literal["system", "user", "assistant", "tool"], text: str) -> Message:
+    """A message of text alone."""
+    return Message(role, [TextPart(text)])
 
 
 class ToolSpec(Struct):
@@ -59,7 +129,8 @@ class ModelRequest(Struct):
         model: The vendor's name of the model, without the provider's.
         messages: The transcript, the system prompt first.
         tools: What it may call.
-        temperature, top_p, max_tokens, stop, seed, reasoning: Sent only when somebody set them.
+        temperature, top_p, max_tokens, stop, seed: Sent only when somebody set them.
+        reasoning: How much the model is to think; sent only when somebody set it.
         extra: Members for the vendor, sent as they are.
     """
 
@@ -71,7 +142,7 @@ class ModelRequest(Struct):
     max_tokens: int | None = None
     stop: list[str] | None = None
     seed: int | None = None
-    reasoning: str | None = None
+    reasoning: Effort | None = None
     extra: Json = field(default_factory=dict)
 
 
@@ -99,6 +170,15 @@ class Reasoning(Struct):
     text: str
 
 
+class Replay(Struct):
+    """What the vendor wants to have back unchanged with the thoughts that were told since the last text or call.
+
+    It ends them; without any it stands for thoughts that are not shown. Plain JSON, kept in the conversation.
+    """
+
+    data: Any
+
+
 class CallFragment(Struct):
     """A piece of a tool call. Fragments of one index make one call; id and name come with the first."""
 
@@ -109,7 +189,7 @@ class CallFragment(Struct):
 
 
 class UsageChunk(Struct):
-    """Tokens of the round so far; the last one counts."""
+    """Tokens of the round so far; the last one counts. A cost is given only where the vendor told it."""
 
     usage: Usage
 
@@ -120,7 +200,7 @@ class Finish(Struct):
     reason: Literal["stop", "tools", "length", "refused"]
 
 
-Chunk = Text | Reasoning | CallFragment | UsageChunk | Finish
+Chunk = Text | Reasoning | Replay | CallFragment | UsageChunk | Finish
 
 
 class ProviderError(Fault):
@@ -135,7 +215,7 @@ class ProviderError(Fault):
 
     def __init__(self, kind: str, message: str, *, after_s: float | None = None, retry: bool | None = None) -> None:
         after_ms = None if after_s is None else round(after_s * 1000)
-        super().__init__(kind, printable(message), after_ms=after_ms, retry=retry)
+        super().__init__(kind, printable(blot(message)), after_ms=after_ms, retry=retry)
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -164,6 +244,21 @@ class Decoder(Protocol):
         """
 
 
+class Price(Struct, omit_defaults=True):
+    """What tokens cost, in US dollars per million.
+
+    Attributes:
+        input, output: Tokens sent and written; reasoning counts as written.
+        cached: Tokens sent that the vendor still had; like `input` where it is left out.
+        cache_write: Tokens sent that the vendor keeps for later; like `input` where it is left out.
+    """
+
+    input: float
+    output: float
+    cached: float | None = None
+    cache_write: float | None = None
+
+
 class Model(Struct, omit_defaults=True):
     """A model as `hub` and `model.list` show it.
 
@@ -171,6 +266,11 @@ class Model(Struct, omit_defaults=True):
         id: The vendor's name.
         label: For people.
         context: Tokens that fit, where known.
+        output: The most tokens of one answer, where known.
+        abilities: What it can do; None where that is not known.
+        price: What it costs; None where that is not known.
+        author: Who made it, where that is another than the provider.
+        created: When it came out, Unix seconds.
         demo: It is scripted, and the interface says so.
         default: It is used where nobody chose another.
     """
@@ -178,21 +278,26 @@ class Model(Struct, omit_defaults=True):
     id: str
     label: str = ""
     context: int | None = None
+    output: int | None = None
+    abilities: list[Ability] | None = None
+    price: Price | None = None
+    author: str = ""
+    created: int | None = None
     demo: bool = False
     default: bool = False
 
 
 @runtime_checkable
 class HttpProvider(Protocol):
-    """A provider over HTTP. All but `models` is pure."""
+    """A provider over HTTP. All of this is pure; what may ask the vendor are the optional members of `Optional`."""
 
     name: str
 
     def prepare(self, request: ModelRequest) -> HttpRequest:
         """What to send for one round."""
 
-    def decoder(self) -> Decoder:
-        """A decoder for one answer."""
+    def decoder(self, request: ModelRequest) -> Decoder:
+        """A decoder for the answer to one request."""
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """The error of an answer that is not 2xx; the body is cut at 64 KiB."""
@@ -212,6 +317,37 @@ class StreamProvider(Protocol):
 
     def models(self) -> Sequence[Model]:
         """The models that are known without asking anybody."""
+
+
+class Optional(Protocol):
+    """What a provider may have besides; each member by itself."""
+
+    async def list_models(self, http: httpx.AsyncClient) -> Sequence[Model]:
+        """Ask the vendor. The hub asks at the start and every hour, and shows these in place of `models()`.
+
+        Raises:
+            ProviderError: provider.auth and its like; runs on the provider are refused for it before they start.
+        """
+
+    async def headers(self, http: httpx.AsyncClient) -> Mapping[str, str]:
+        """Headers that have to be fetched, such as a token that expires; asked before each round, so keep them.
+
+        Raises:
+            ProviderError: They cannot be had.
+        """
+
+    def count(self, request: ModelRequest) -> int:
+        """About how many tokens a request takes; four bytes a token where this is left out."""
+
+    def check(self, request: ModelRequest) -> None:
+        """Refuse what cannot work before a run starts: a model that is not there, a member that it does not take.
+
+        Raises:
+            ProviderError: provider.refused or provider.auth, in words for a person.
+        """
+
+    async def generation(self, http: httpx.AsyncClient, id: str) -> Json | None:
+        """What the vendor keeps of an answer, by its id; None if it knows none of that id."""
 
 
 Provider = HttpProvider | StreamProvider

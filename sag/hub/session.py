@@ -15,7 +15,8 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta, Struct, field
 
-from sag.engine.run import CallContext, ToolLost
+from sag.engine.context import CallContext
+from sag.engine.ends import ToolLost
 from sag.hooks.tool import Tool, ToolError
 from sag.schema.events import ToolProgress
 from sag.schema.ids import new_id, new_secret

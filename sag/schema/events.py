@@ -51,12 +51,21 @@ def event(family: str, name: str, klass: EventClass = "durable", key: str | None
 
 
 class Usage(Struct, omit_defaults=True):
-    """Tokens and cost of a step or a run. Cost in US dollars, left out where the price is not known."""
+    """Tokens and cost of a step or a run.
+
+    Attributes:
+        input, output: Tokens sent and written.
+        reasoning: How many of those written are thoughts.
+        cached: How many of those sent the vendor still had.
+        cache_write: How many of those sent the vendor keeps for later.
+        cost_usd: In US dollars; left out where the price is not known.
+    """
 
     input: int
     output: int
     reasoning: int = 0
     cached: int = 0
+    cache_write: int = 0
     cost_usd: float | None = None
 
     def plus(self, other: Usage) -> Usage:
@@ -68,6 +77,7 @@ class Usage(Struct, omit_defaults=True):
             self.output + other.output,
             self.reasoning + other.reasoning,
             self.cached + other.cached,
+            self.cache_write + other.cache_write,
             cost,
         )
 
@@ -141,12 +151,17 @@ class StepOpen(Event):
 
 @event("conv", "step.close")
 class StepClose(Event):
-    """A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `cancelled`, `failed`, `interrupted`."""
+    """A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` …
+
+    `ms` is how long it took, `request` the vendor's id of the answer.
+    """
 
     run: str
     step: int
     finish: str
     usage: Usage | None = None
+    ms: int | None = None
+    request: str | None = None
 
 
 @event("conv", "agent.open")
@@ -181,11 +196,16 @@ class PartOpen(Event):
 
 @event("conv", "part.close")
 class PartClose(Event):
-    """A piece is complete. `len` counts Unicode code points; `partial` means that it was cut."""
+    """A piece is complete. `len` counts Unicode code points; `partial` means that it was cut.
+
+    Of reasoning, `ms` is how long the model thought, and `replay` what its vendor wants to have back.
+    """
 
     part: int
     len: int
     partial: bool = False
+    ms: int | None = None
+    replay: Json | None = None
 
 
 @event("conv", "part.drop")

@@ -112,6 +112,10 @@ class ConvReducer:
         run.pop("open_step", None)
         if usage := d.get("usage"):
             run["usage"] = {**run["usage"], **{k: run["usage"].get(k, 0) + v for k, v in usage.items()}}
+        for message in reversed(self.state["messages"]):
+            if message.get("step") == d["step"] and message.get("run") == d["run"]:
+                message.update({k: v for k, v in d.items() if k not in ("run", "step")}, model=run.get("model"))
+                break
 
     def _agent(self, d: State, state: str) -> None:
         if run := self.state["runs"].get(d["run"]):
@@ -133,8 +137,9 @@ class ConvReducer:
     def _part_close(self, d: State) -> None:
         if found := self.parts.get(d["part"]):
             found[1]["open"] = False
-            if d.get("partial"):
-                found[1]["partial"] = True
+            for member in ("partial", "ms", "replay"):
+                if d.get(member) is not None:
+                    found[1][member] = d[member]
 
     def _part_drop(self, d: State) -> None:
         if found := self.parts.pop(d["part"], None):

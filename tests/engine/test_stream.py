@@ -12,7 +12,7 @@ import pytest
 from sag.engine import stream
 from sag.engine.stream import Headers, write_request
 from sag.engine.transport import Deadlines, Transport
-from sag.hooks.provider import Chunk, Finish, HttpRequest, Message, ModelRequest, ProviderError, Text
+from sag.hooks.provider import Chunk, Finish, HttpRequest, ModelRequest, ProviderError, Text, text_message
 from sag.outbound import Outbound
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -73,7 +73,7 @@ class Plain:
     def prepare(self, request: ModelRequest) -> HttpRequest:
         return self.request
 
-    def decoder(self) -> Any:
+    def decoder(self, request) -> Any:
         def finish() -> list[Chunk]:
             if self.cut:
                 raise ProviderError("provider.truncated", "cut")
@@ -104,7 +104,7 @@ async def ask() -> AsyncIterator[Callable[..., Awaitable[str]]]:
 
     async def run(provider: Any, deadlines: Deadlines = SHORT) -> str:
         chunks: list[Chunk] = []
-        await transport.run(provider, ModelRequest("m", [Message("user", "x")]), deadlines, chunks.extend)
+        await transport.run(provider, ModelRequest("m", [text_message("user", "x")]), deadlines, chunks.extend)
         return "".join(chunk.text for chunk in chunks if isinstance(chunk, Text))
 
     yield run

@@ -17,11 +17,11 @@ from sag.hooks.provider import (
     Chunk,
     Finish,
     HttpRequest,
-    Message,
     ModelRequest,
     ProviderError,
     Reasoning,
     Text,
+    text_message,
 )
 from sag.outbound import Outbound
 from sag.testing.upstream import (
@@ -65,7 +65,7 @@ async def transport():
 
 
 def ask(text: str = "hi", **given: Any) -> ModelRequest:
-    return ModelRequest("fake", [Message("user", text)], **given)
+    return ModelRequest("fake", [text_message("user", text)], **given)
 
 
 async def collect(
@@ -472,7 +472,7 @@ async def test_a_decoder_that_raises_anything_is_a_protocol_error(transport, up)
     provider = SimpleNamespace(
         name="broken",
         prepare=lambda request: HttpRequest(f"{up.url}/chat/completions", body, {"Content-Type": "application/json"}),
-        decoder=Broken,
+        decoder=lambda request: Broken(),
         error=None,
         models=list,
     )

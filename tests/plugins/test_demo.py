@@ -20,8 +20,10 @@ from sag.hooks.provider import (
     Reasoning,
     StreamProvider,
     Text,
+    TextPart,
     ToolSpec,
     UsageChunk,
+    text_message,
 )
 from sag.ops.operation import Registry
 from sag.settings import HubSettings, Settings
@@ -33,7 +35,7 @@ TOOLS = ["time_now", "calculate", "countdown", "note_add", "note_list", "note_de
 
 
 def request(*said: str | Message, tools: list[str] | None = None, **given: Any) -> ModelRequest:
-    messages = [Message("user", m) if isinstance(m, str) else m for m in said]
+    messages = [text_message("user", m) if isinstance(m, str) else m for m in said]
     specs = [ToolSpec(name, "", {}) for name in (TOOLS if tools is None else tools)]
     return ModelRequest("scripted", messages, specs, **given)
 
@@ -63,8 +65,8 @@ def calls_of(chunks: list[Any]) -> list[tuple[str, Any]]:
 def after(asked: str, *results: tuple[str, str]) -> ModelRequest:
     """The request that follows once tools have answered."""
     calls = [CallRequest(f"c{i}", name, "{}") for i, (name, _) in enumerate(results)]
-    answers = [Message("tool", text, call=f"c{i}") for i, (_, text) in enumerate(results)]
-    return request(asked, Message("assistant", "", calls=calls), *answers)
+    answers = [Message("tool", [TextPart(text)], f"c{i}") for i, (_, text) in enumerate(results)]
+    return request(asked, Message("assistant", [*calls]), *answers)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ async def test_a_greeting_says_that_it_is_no_model(said):
 
 
 async def test_every_round_ends_with_usage_and_finish_in_words():
-    chunks = await run(request(Message("system", "Be kind."), "hi"))
+    chunks = await run(request(text_message("system", "Be kind."), "hi"))
     assert chunks[-1] == Finish("stop")
     assert isinstance(chunks[-2], UsageChunk)
     said = [c for c in chunks if isinstance(c, Text)]
@@ -165,7 +167,7 @@ async def test_a_failure_midway_comes_after_some_text():
 
 
 async def test_the_settings_are_told_as_they_were_sent():
-    asked = request(Message("system", "Talk like a pirate."), "settings", temperature=0.3, max_tokens=500)
+    asked = request(text_message("system", "Talk like a pirate."), "settings", temperature=0.3, max_tokens=500)
     text = text_of(await run(asked))
     assert "temperature: 0.3" in text
     assert "max_tokens: 500" in text
@@ -234,16 +236,16 @@ async def test_the_last_note_is_looked_up_and_then_deleted():
     assert calls_of(chunks) == [("note_delete", {"id": "b2"})]
     done = request(
         "delete note last",
-        Message("assistant", "", calls=[CallRequest("c0", "note_list", "{}")]),
-        Message("tool", '{"notes":[{"id":"b2"}]}', call="c0"),
-        Message("assistant", "", calls=[CallRequest("c1", "note_delete", '{"id":"b2"}')]),
-        Message("tool", '{"deleted":"b2","text":"x"}', call="c1"),
+        Message("assistant", [CallRequest("c0", "note_list", "{}")]),
+        Message("tool", [TextPart('{"notes":[{"id":"b2"}]}')], "c0"),
+        Message("assistant", [CallRequest("c1", "note_delete", '{"id":"b2"}')]),
+        Message("tool", [TextPart('{"deleted":"b2","text":"x"}')], "c1"),
     )
     assert "The note `b2` is deleted" in text_of(await run(done))
 
 
 def test_results_of_an_earlier_turn_are_not_told_again():
-    reply = answer(request(*after("1+1", ("calculate", "1+1 = 2")).messages, Message("assistant", "2"), "hello"))
+    reply = answer(request(*after("1+1", ("calculate", "1+1 = 2")).messages, text_message("assistant", "2"), "hello"))
     assert reply.text.startswith("Hello!")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import sag_openai
 from sag.hooks.hub import Hub as HubImpl
+from sag.hooks.streams import LONGEST_S, read_wait
 from sag.outbound import Outbound
 from sag.plugin import (
     CallFragment,
@@ -26,14 +27,16 @@ from sag.plugin import (
     ProviderError,
     Reasoning,
     Text,
+    TextPart,
+    ThoughtPart,
     ToolSpec,
     Usage,
     UsageChunk,
+    text_message,
 )
 from sag.testing.upstream import FakeUpstream
 from sag_openai import Settings, make_provider
 from sag_openai.decoder import ChatDecoder
-from sag_openai.failure import LONGEST_S, read_wait
 from sag_openai.provider import ChatProvider
 
 ALL = "aé€😀 \u2028\u2029\u0085\x0b\x0c\0 \u202e\u200b\ufeff"
@@ -407,7 +410,7 @@ def body_of(request: ModelRequest, **given):
 
 def test_a_request_holds_only_what_was_set():
     provider = ChatProvider("openai", "http://x/v1")
-    sent = provider.prepare(ModelRequest("m", [Message("system", "s"), Message("user", "u")]))
+    sent = provider.prepare(ModelRequest("m", [text_message("system", "s"), text_message("user", "u")]))
     assert (sent.method, sent.url) == ("POST", "http://x/v1/chat/completions")
     assert sent.headers == {"Content-Type": "application/json", "Accept": "text/event-stream"}
     assert json.loads(sent.body) == {
@@ -421,7 +424,7 @@ def test_a_request_holds_only_what_was_set():
 def test_what_was_set_is_sent_under_its_name():
     request = ModelRequest(
         "m",
-        [Message("user", "u")],
+        [text_message("user", "u")],
         [ToolSpec("f", "does f", {"type": "object"})],
         temperature=0.0,
         top_p=1.0,
@@ -451,12 +454,12 @@ def test_what_was_set_is_sent_under_its_name():
 
 def test_calls_and_their_answers_are_written_as_the_server_wants_them():
     messages = [
-        Message("user", "u"),
-        Message("assistant", "", [CallRequest("a", "f", ""), CallRequest("b", "g", "{broken")], reasoning="hm"),
-        Message("tool", "one", call="a"),
-        Message("tool", "two", call="b"),
-        Message("assistant", "text", [CallRequest("c", "f", '{"x": 1}')]),
-        Message("tool", "", call="c"),
+        text_message("user", "u"),
+        Message("assistant", [ThoughtPart("hm"), *[CallRequest("a", "f", ""), CallRequest("b", "g", "{broken")]]),
+        Message("tool", [TextPart("one")], "a"),
+        Message("tool", [TextPart("two")], "b"),
+        Message("assistant", [TextPart("text"), *[CallRequest("c", "f", '{"x": 1}')]]),
+        Message("tool", [TextPart("")], "c"),
     ]
     body = body_of(ModelRequest("m", messages))
     first, second = body["messages"][1], body["messages"][4]
@@ -471,15 +474,15 @@ def test_calls_and_their_answers_are_written_as_the_server_wants_them():
 
 
 def test_half_surrogates_in_a_transcript_are_replaced():
-    assert body_of(ModelRequest("m", [Message("user", "a\ud83d 😀")]))["messages"][0]["content"] == "a\ufffd 😀"
+    assert body_of(ModelRequest("m", [text_message("user", "a\ud83d 😀")]))["messages"][0]["content"] == "a\ufffd 😀"
 
 
 async def test_what_is_sent_passes_a_strict_server():
     outbound = Outbound()
     messages = [
-        Message("user", "u"),
-        Message("assistant", "", [CallRequest("a", "f", "{}")]),
-        Message("tool", "r", call="a"),
+        text_message("user", "u"),
+        Message("assistant", [CallRequest("a", "f", "{}")]),
+        Message("tool", [TextPart("r")], "a"),
     ]
     request = ModelRequest("fake", messages, [ToolSpec("f", "", {})], temperature=1.0, max_tokens=5, seed=1)
     async with FakeUpstream(strict=True, api_key="k") as up:

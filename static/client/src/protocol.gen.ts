@@ -475,12 +475,17 @@ export type NoResult = Record<string, never>;
 /** No params. */
 export type Nothing = Record<string, never>;
 
-/** A piece is complete. `len` counts Unicode code points; `partial` means that it was cut. */
+/**
+ * A piece is complete. `len` counts Unicode code points; `partial` means that it was cut. Of reasoning, `ms` is how
+ * long the model thought, and `replay` what its vendor wants to have back.
+ */
 export interface PartClose {
   part: number;
   len: number;
   /** Default `false`. */
   partial?: boolean;
+  ms?: number | null;
+  replay?: Json | null;
 }
 
 /** What came is void. */
@@ -733,12 +738,17 @@ export interface SessionTold {
   keep_ms: number;
 }
 
-/** A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `cancelled`, `failed`, `interrupted`. */
+/**
+ * A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` … `ms` is how
+ * long it took, `request` the vendor's id of the answer.
+ */
 export interface StepClose {
   run: string;
   step: number;
   finish: string;
   usage?: Usage | null;
+  ms?: number | null;
+  request?: string | null;
 }
 
 /** A model round begins; it runs on the config of this moment. */
@@ -889,14 +899,19 @@ export interface UnsubscribeParams {
   topic: string;
 }
 
-/** Tokens and cost of a step or a run. Cost in US dollars, left out where the price is not known. */
+/** Tokens and cost of a step or a run. */
 export interface Usage {
+  /** Tokens sent and written. */
   input: number;
+  /** Tokens sent and written. */
   output: number;
-  /** Default `0`. */
+  /** How many of those written are thoughts. Default `0`. */
   reasoning?: number;
-  /** Default `0`. */
+  /** How many of those sent the vendor still had. Default `0`. */
   cached?: number;
+  /** How many of those sent the vendor keeps for later. Default `0`. */
+  cache_write?: number;
+  /** In US dollars; left out where the price is not known. */
   cost_usd?: number | null;
 }
 

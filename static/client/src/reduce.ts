@@ -131,6 +131,8 @@ const convFold: Fold<ConvState> = {
     if (!run) return;
     delete run.open_step;
     if (d.usage) run.usage = addUsage(run.usage, d.usage);
+    const message = state.messages.findLast((one) => one.step === d.step && one.run === d.run);
+    if (message) Object.assign(message, without(d, 'run', 'step'), { model: run.model });
   },
   'agent.open'(state, d) {
     setAgent(state, d, 'open');
@@ -152,7 +154,9 @@ const convFold: Fold<ConvState> = {
     const found = findPart(state, d.part);
     if (!found) return;
     found.part.open = false;
-    if (isGiven(d.partial)) found.part.partial = d.partial;
+    for (const member of ['partial', 'ms', 'replay'] as const) {
+      if (isGiven(d[member])) found.part[member] = d[member];
+    }
   },
   'part.drop'(state, d) {
     const found = findPart(state, d.part);

@@ -1,0 +1,13 @@
+"""The ways in which a run, or a part of its work, ends otherwise than by being done."""
+
+
+class RunLimit(Exception):
+    """A cap was reached: rounds, calls in a step, size of arguments, a budget. The run ends with `limit`."""
+
+
+class RunEnded(Exception):
+    """The run was closed from outside; whatever still works for it stops."""
+
+
+class ToolLost(Exception):
+    """The way to a tool broke; whether it did its work is not known."""

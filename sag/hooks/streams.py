@@ -1,0 +1,192 @@
+"""What the decoders of all vendors need: a splitter of server-sent events, lenient JSON, how long to wait.
+
+Pure; nothing here knows what an event or a body holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from sag.hooks.provider import ProviderError
+
+LINE = 1 << 20
+LONGEST_S = 86_400.0
+_BOM = b"\xef\xbb\xbf"
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+
+
+class SseEvents:
+    """Splits a body into server-sent events, on bytes.
+
+    Lines end with LF, CRLF or CR and with nothing else: U+2028, U+0085 and their like are legal inside of JSON, and
+    parsers that split on them break valid streams. Bytes may be cut anywhere.
+
+    Args:
+        limit: The most bytes of one line, and of the data of one event.
+    """
+
+    __slots__ = ("_at_start", "_data", "_limit", "_size", "_skip_lf", "_tail", "stray")
+
+    def __init__(self, limit: int = LINE) -> None:
+        self._limit = limit
+        self._tail = bytearray()
+        self._data: list[bytes] = []
+        self._size = 0
+        self._skip_lf = False
+        self._at_start = True
+        self.stray: bytes | None = None
+        """The first line that is none of server-sent events: JSON without `data:`, or something else altogether."""
+
+    def feed(self, data: bytes) -> list[list[bytes]]:
+        """The events that are complete now, each as its data lines; events without data are left out.
+
+        Raises:
+            ProviderError: provider.protocol for a line that is too long; nothing can be decoded any more.
+        """
+        if b"\r" in data or self._skip_lf:
+            data = self._unify(data)
+        end = data.rfind(b"\n")
+        tail = self._tail
+        if data.find(b"\n") == end - 1 == len(data) - 2 and data.startswith(b"data:") and self._is_between(end):
+            return [[data[5:-2]]]  # one whole event, as nearly every read is
+        if end < 0:
+            tail += data
+            if len(tail) > self._limit:
+                raise _too_long()
+            return []
+        if tail:
+            lines = (bytes(tail) + data[:end]).split(b"\n")
+            tail.clear()
+        else:
+            lines = data[:end].split(b"\n")
+        if len(data) > end + 1:
+            tail += data[end + 1 :]
+        return self._take(lines)
+
+    def finish(self) -> list[list[bytes]]:
+        """What the end of the body leaves: some servers end without a line end or a blank line."""
+        lines = [bytes(self._tail), b""] if self._tail else [b""]
+        self._tail.clear()
+        return self._take(lines)
+
+    def _is_between(self, size: int) -> bool:
+        """Whether nothing of an event came yet, and one of this size may."""
+        if self._tail or self._data or size > self._limit:
+            return False
+        self._at_start = False
+        return True
+
+    def _unify(self, data: bytes) -> bytes:
+        # A \r ends its line at once, and a \n that comes with the next read belongs to it.
+        if self._skip_lf and data.startswith(b"\n"):
+            data = data[1:]
+            self._skip_lf = False
+        if data:
+            self._skip_lf = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _take(self, lines: list[bytes]) -> list[list[bytes]]:
+        events: list[list[bytes]] = []
+        limit = self._limit
+        if self._at_start:
+            self._at_start = False
+            lines[0] = lines[0].removeprefix(_BOM)
+        for line in lines:
+            if not line:
+                if self._data:
+                    events.append(self._data)
+                    self._data = []
+                    self._size = 0
+            elif line.startswith(b"data:"):
+                self._size += len(line)
+                if self._size > limit:
+                    raise _too_long()
+                self._data.append(line[5:])
+            elif line[:1] != b":" and not line.startswith((b"event", b"id", b"retry")) and self.stray is None:
+                self.stray = line[:4096]
+        return events
+
+
+def _too_long() -> ProviderError:
+    return ProviderError("provider.protocol", "The model's server sends a line that is too long.")
+
+
+def load_json(data: bytes) -> Any:
+    """JSON as Python's own reader takes it: control characters in strings, invalid UTF-8 and half surrogates pass.
+
+    Returns:
+        What it holds; None if it is no JSON.
+    """
+    try:
+        return json.loads(data.decode("utf-8", "replace"), strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+def to_unicode(text: str) -> str:
+    """The text with U+FFFD for lone surrogates."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def read_wait(headers: Mapping[str, str]) -> float | None:
+    """How many seconds a server asks to wait, from 0 to a day; None if it does not say so in a way that is known.
+
+    In this order: `retry-after-ms`, `retry-after` in seconds or as an HTTP date, and the reset of that
+    `x-ratelimit-…` of which nothing remains.
+    """
+    wait = _number(headers.get("retry-after-ms"))
+    if wait is not None:
+        return _bound(wait / 1000)
+    after = headers.get("retry-after", "").strip()
+    wait = _number(after)
+    if wait is not None:
+        return _bound(wait)
+    if after:
+        try:
+            then = parsedate_to_datetime(after).timestamp()
+        except (ValueError, OverflowError):
+            then = math.nan
+        if then == then:
+            return _bound(then - _server_time(headers))
+    waits = [
+        _duration(headers.get(f"x-ratelimit-reset-{what}", ""))
+        for what in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0"
+    ]
+    known = [wait for wait in waits if wait is not None]
+    return _bound(max(known)) if known else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _bound(wait_s: float) -> float:
+    return min(max(wait_s, 0.0), LONGEST_S)
+
+
+def _server_time(headers: Mapping[str, str]) -> float:
+    # Against the server's own clock, where it tells it: ours may be off by hours.
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except (ValueError, OverflowError):
+        return time.time()
+
+
+def _duration(text: str) -> float | None:
+    """`6m0s`, `1s`, `20ms` in seconds."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match or not match[0]:
+        return None
+    days, hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
+    return days * 86_400 + hours * 3600 + minutes * 60 + seconds + millis / 1000
