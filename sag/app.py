@@ -27,9 +27,13 @@ from starlette.routing import WebSocketRoute
 from sag import __version__
 from sag.api.config import Config
 from sag.api.conversations import Conversations
+from sag.api.models import Catalogue, shown_models
 from sag.api.runs import Runs
-from sag.api.system import System, model_infos
+from sag.api.system import System
+from sag.api.usage import Usages
+from sag.engine.budget import Budgets
 from sag.engine.engine import Engine
+from sag.engine.models import Models
 from sag.engine.transport import Transport
 from sag.errors import Fault, StartError
 from sag.hooks.host import Extensions, PluginHost
@@ -94,7 +98,12 @@ class App:
         self.extensions = Extensions()
         self.dispatcher = Dispatcher(self.registry, self.keys, self.topics.begin)
         self.transport = Transport(self.outbound)
-        self.engine = Engine(self.topics, self.extensions, self.transport, self.kv, settings)
+        self.models = Models(self.extensions, self.outbound, settings.models, lambda: self._announce())
+        self.budgets = Budgets(self.journal, settings.budget)
+        self.topics.kept = self.budgets.count
+        self.engine = Engine(
+            self.topics, self.extensions, self.transport, self.models, self.budgets, self.kv, self.blobs, settings
+        )
         self.guard = Guard(settings, self.tokens, self.own_token)
         self.hub = Hub(hub, self.topics, self.dispatcher, self.extensions.tools, self.guard.identify, __version__)
         self.host = PluginHost(
@@ -103,14 +112,29 @@ class App:
         self.registry.add_all(Runs(self.engine, self.journal))
         self.registry.add_all(Conversations(self.engine, self.journal, hub.limits.frame))
         self.registry.add_all(Config(self.engine))
+        self.registry.add_all(Catalogue(self.engine))
+        self.registry.add_all(Usages(self.engine, self.journal))
         self.registry.add_all(System(self.engine, self.tokens, lambda: self.host.plugins, self.hub.end_access))
         self.host.load()
+        self._check_provider()
         self.http = HttpFacade(self.hub, self.dispatcher, self.guard, self.blobs, self.health, self.schema)
         self.watchdog = Watchdog(self.host.owner, self.host.stalled)
         self._announcing: asyncio.Task[None] | None = None
         self._again = False
         self._housekeeping: asyncio.Task[None] | None = None
         self._started = False
+
+    def _check_provider(self) -> None:
+        """`LLM_PROVIDER` has to name a provider that there is: a typing error must not run on another model.
+
+        Raises:
+            StartError: It does not.
+        """
+        name = self.settings.env.get("LLM_PROVIDER", "").strip().lower()
+        if name and name not in self.extensions.providers:
+            known = ", ".join(sorted(self.extensions.providers)) or "none is installed"
+            why = "".join(f"; plugin {p.name} {p.status}: {p.reason}" for p in self.host.plugins if p.status == "failed")
+            raise StartError(f"LLM_PROVIDER={name} names no provider; there is {known}{why}")
 
     def asgi(self) -> Starlette:
         """The ASGI application."""
@@ -138,6 +162,7 @@ class App:
         """Recover what was open, start the plugins, tell what there is."""
         self._started = True
         self.host.connect(PluginServices(self))
+        await self.budgets.load()
         await self.engine.recover()
         await self.host.startup()
         await self._publish_hub()
@@ -145,6 +170,9 @@ class App:
         self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
         if any(isinstance(p, HttpProvider) for p in self.extensions.providers.values()):
             self.hub.spawn(self.outbound.warm())
+        for provider in self.extensions.providers.values():
+            if hasattr(provider, "list_models"):
+                self.hub.spawn(self.models.keep_fresh(provider, self.host.noter(provider.name)))
         self._write_address()
         gc.collect()
         gc.freeze()  # measured: a full collection with 5,000 idle sockets stops the loop for 179 ms
@@ -240,10 +268,11 @@ class App:
             topic = await self.topics.get("", "hub")
             topic.pins = max(topic.pins, 1)
             tx = self.topics.begin()
+            models = shown_models(self.engine, self.settings.models)
             for place, kind, wanted in (
                 ("plugins", HubPlugin, {p.name: msgspec.to_builtins(p) for p in self.host.plugins}),
                 ("connectors", HubConnector, self._connectors()),
-                ("models", HubModel, {m.model: msgspec.to_builtins(m) for m in model_infos(self.engine)}),
+                ("models", HubModel, {m.model: msgspec.to_builtins(m) for m in models}),
             ):
                 for id, patch in differences(topic.state[place], wanted).items():
                     tx.append(topic, kind(id, patch))
@@ -286,7 +315,7 @@ def declared() -> Declared:
     from sag.ops import export
 
     registry = Registry()
-    for area in (Runs, Conversations, Config, System):
+    for area in (Runs, Conversations, Config, Catalogue, Usages, System):
         registry.add_all(object.__new__(area))  # a declaration needs no parts behind it
     socket = export.socket_operations(HelloParams, SubscribeParams, UnsubscribeParams, Subscribed, Auth)
     return export.declared(registry, __version__, socket)
@@ -362,9 +391,18 @@ def differences(now: Json, wanted: Json) -> Json:
     """The patches that make one map of objects into another; None removes an entry."""
     out: Json = {id: None for id in now if id not in wanted}
     for id, value in wanted.items():
-        old = now.get(id, {})
-        if old != _without_nulls(value):
-            out[id] = {**{k: None for k in old if k not in value}, **value}
+        old, new = now.get(id, {}), _without_nulls(value)
+        if old != new:
+            out[id] = _replacing(old, new)
+    return out
+
+
+def _replacing(old: Json, new: Json) -> Json:
+    """The merge patch that leaves nothing of an object but what the new one has."""
+    out: Json = {k: None for k in old if k not in new}
+    for k, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(k), dict)
+        out[k] = _replacing(old[k], value) if both else value
     return out
 
 

@@ -333,7 +333,8 @@ class Chat:
 
     async def _models(self, rest: str) -> None:
         for m in (await self.client.call("model.list"))["models"]:
-            about = [m.get("label") or "", "the default" if m.get("default") else ""]
+            label = "" if m["model"].endswith(f"/{m['label']}") else m["label"]
+            about = [label, "the default" if m.get("default") else ""]
             self.screen.line(f"{m['model']}  {', '.join(a for a in about if a)}".rstrip())
 
     async def _tools(self, rest: str) -> None:

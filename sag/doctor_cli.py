@@ -7,6 +7,7 @@ Above: `sag.cli`. Below: settings, the plugin host, the journal's file.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -18,7 +19,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,9 +29,10 @@ from msgspec import Struct
 import sag
 from sag.address import Address, own_hub
 from sag.engine.models import Models
-from sag.errors import StartError
+from sag.errors import Fault, StartError
 from sag.hooks.host import Extensions, PluginHost
 from sag.ops.operation import Registry
+from sag.outbound import Outbound
 from sag.settings import Settings, load
 from sag.topics.reducers import FAMILIES
 from sag.topics.sqlite import MIGRATIONS
@@ -101,7 +103,7 @@ def examine(data: str | None = None, config: str | None = None) -> Iterator[Chec
     host.load()
     yield from _plugins(host)
     yield _frontends(Path(sag.__file__).parent / "frontend")
-    yield _models(extensions)
+    yield _models(extensions, settings)
     if not busy:
         yield _port(settings)
         yield _access(settings, tokens)
@@ -230,8 +232,12 @@ def _frontends(folder: Path) -> Check:
     return Check("frontends", "ok", ", ".join(built))
 
 
-def _models(extensions: Extensions) -> Check:
-    models = Models(extensions)
+def _models(extensions: Extensions, settings: Settings) -> Check:
+    named = settings.env.get("LLM_PROVIDER", "").strip().lower()
+    if named and named not in extensions.providers:
+        return Check("model", "fail", f"LLM_PROVIDER={named} names no provider; {_list(extensions.providers)}")
+    outbound = Outbound()
+    models = Models(extensions, outbound, settings.models)
     default = models.default()
     if default is None:
         return Check("model", "fail", "there is none: set LLM_PROVIDER, LLM_MODEL and the provider's key")
@@ -239,7 +245,23 @@ def _models(extensions: Extensions) -> Check:
     if default in demo:
         text = f"{default}, the demo without a model: set LLM_PROVIDER, LLM_MODEL and the provider's key"
         return Check("model", "warn", text)
+    try:
+        asyncio.run(_ask(models, outbound, default))
+    except Fault as e:
+        return Check("model", "fail" if e.kind == "provider.auth" else "warn", f"{default}: {e.message}")
     return Check("model", "ok", f"{default} is the default")
+
+
+async def _ask(models: Models, outbound: Outbound, name: str) -> None:
+    """Have the vendor say whether it takes the key and has the model."""
+    try:
+        await models.check(name)
+    finally:
+        await outbound.close()
+
+
+def _list(names: Iterable[str]) -> str:
+    return f"there is {', '.join(sorted(names)) or 'none'}"
 
 
 def _port(settings: Settings) -> Check:

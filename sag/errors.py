@@ -45,6 +45,7 @@ KINDS: dict[str, Kind] = {
     "message.unknown": Kind(404, False, "No such message in this conversation."),
     "kind.unknown": Kind(404, False, "No installed plugin offers this kind of run."),
     "model.unknown": Kind(404, False, "No installed provider offers this model."),
+    "generation.unknown": Kind(404, False, "No provider knows an answer of this id."),
     "tool.unknown": Kind(404, False, "No such tool."),
     "file.unknown": Kind(404, False, "No such file, or it is not yours."),
     "token.unknown": Kind(404, False, "No such token."),

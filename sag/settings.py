@@ -12,17 +12,18 @@ import signal
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from dotenv import dotenv_values
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from sag.errors import StartError
 from sag.secret import remember, remember_env
 
 PREFIX = "SAG_"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+S = TypeVar("S", bound=Struct)
 
 
 class Limits(Struct, forbid_unknown_fields=True):
@@ -70,6 +71,72 @@ class HubSettings(Struct, forbid_unknown_fields=True):
     limits: Limits = field(default_factory=Limits)
 
 
+Amount = Annotated[float, Meta(ge=0)]
+
+
+class BudgetLimits(Struct, forbid_unknown_fields=True):
+    """What a user's runs may take. None means that there is no limit, `inf` that there is none for this user.
+
+    Attributes:
+        day_usd: US dollars a day.
+        month_usd: US dollars a calendar month.
+        day_tokens: Tokens a day, those sent and those written together.
+    """
+
+    day_usd: Amount | None = None
+    month_usd: Amount | None = None
+    day_tokens: Amount | None = None
+
+
+class Budget(BudgetLimits):
+    """The table `[budget]` of plugins.toml: what each user's runs may take, days and months in UTC.
+
+    Attributes:
+        action: What happens where a budget is used up: the run ends with `limit` before its next step.
+        users: Other limits for single users, by their id; what is left out here holds for them too.
+    """
+
+    action: Literal["limit"] = "limit"
+    users: dict[str, BudgetLimits] = field(default_factory=dict)
+
+    def of(self, user: str) -> BudgetLimits:
+        """The limits of one user."""
+        own = self.users.get(user, self)
+        names = BudgetLimits.__struct_fields__
+        given = {n: getattr(self, n) if getattr(own, n) is None else getattr(own, n) for n in names}
+        return BudgetLimits(**{n: None if value == float("inf") else value for n, value in given.items()})
+
+
+Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
+
+
+class PriceOverride(Struct, forbid_unknown_fields=True):
+    """What a model's tokens cost, in US dollars per million; `sag.hooks.provider.Price` explains the members."""
+
+    input: Dollars
+    output: Dollars
+    cached: Dollars | None = None
+    cache_write: Dollars | None = None
+
+
+class ModelOverride(Struct, forbid_unknown_fields=True):
+    """A table `[models."provider/model"]` of plugins.toml: what is known better than the provider says.
+
+    Attributes:
+        label: The model's name for people.
+        context: Tokens that fit.
+        output: The most tokens of one answer.
+        abilities: What it can do: `tools`, `images`, `files`, `reasoning`, `json`.
+        price: `{ input, output, cached, cache_write }`, in US dollars per million tokens; the last two may be left out.
+    """
+
+    label: Annotated[str, Meta(max_length=200)] | None = None
+    context: Annotated[int, Meta(ge=1)] | None = None
+    output: Annotated[int, Meta(ge=1)] | None = None
+    abilities: list[Literal["tools", "images", "files", "reasoning", "json"]] | None = None
+    price: PriceOverride | None = None
+
+
 class Settings(Struct):
     """All settings of one hub.
 
@@ -78,6 +145,8 @@ class Settings(Struct):
         plugins: Each plugin's table of plugins.toml, as it stands, `${NAME}` replaced.
         env: The environment that was read, `.env` below the process's own.
         outbound: `allow` of the table `[outbound]`: hosts that may be fetched whatever their address is.
+        budget: What users' runs may take.
+        models: Overrides of what is known of models, by full name; a name may end in `*`.
         config_file: The plugins.toml that was read, if any.
     """
 
@@ -85,6 +154,8 @@ class Settings(Struct):
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     outbound: list[str] = field(default_factory=list)
+    budget: Budget = field(default_factory=Budget)
+    models: dict[str, ModelOverride] = field(default_factory=dict)
     config_file: str | None = None
 
     @property
@@ -140,6 +211,8 @@ def load(
     tables = _read_toml(path, merged) if path else {}
     hub_table = tables.pop("hub", {})
     outbound = tables.pop("outbound", {})
+    budget = _budget(tables.pop("budget", {}), path)
+    models = _models(tables.pop("models", {}), path)
     if not isinstance(hub_table, dict):
         raise StartError(f"{path}: [hub] has to be a table")
     try:
@@ -151,7 +224,49 @@ def load(
     allow = outbound.get("allow", []) if isinstance(outbound, dict) else None
     if not isinstance(allow, list) or not all(isinstance(host, str) for host in allow):
         raise StartError(f"{path}: [outbound] allow has to be a list of hosts")
-    return Settings(hub=hub, plugins=tables, env=merged, outbound=allow, config_file=str(path) if path else None)
+    return Settings(hub, tables, merged, allow, budget, models, str(path) if path else None)
+
+
+def _budget(table: Any, path: Path | None) -> Budget:
+    if isinstance(table, dict) and isinstance(users := table.get("users"), dict):
+        limits = {u: _decode(own, BudgetLimits, f"{path}: [budget.users.{_key(u)}]") for u, own in users.items()}
+        table = {**table, "users": limits}
+    return _decode(table, Budget, f"{path}: [budget]")
+
+
+def _models(tables: Any, path: Path | None) -> dict[str, ModelOverride]:
+    if not isinstance(tables, dict):
+        raise StartError(f"{path}: [models] has to be a table")
+    for name in tables:
+        if "*" in name[:-1] or ("/" not in name and name != "*"):
+            where = f"{path}: [models.{_key(name)}]"
+            raise StartError(f"{where}: name it provider/model in quotes; a `*` may be its last character")
+    return {name: _decode(table, ModelOverride, f"{path}: [models.{_key(name)}]") for name, table in tables.items()}
+
+
+def _key(name: str) -> str:
+    """A key as it is written in TOML."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'
+
+
+def _decode(table: Any, struct: type[S], where: str) -> S:
+    """A table as a struct.
+
+    Raises:
+        StartError: It does not fit; the message names the file, the table, the key and what was expected.
+    """
+    if not isinstance(table, dict):
+        raise StartError(f"{where} has to be a table")
+    try:
+        return msgspec.convert(table, struct, strict=False)
+    except msgspec.ValidationError as e:
+        text, _, path = str(e).partition(" - at `$")
+        keys = [path.rstrip("`").removeprefix(".")]
+        if unknown := re.search(r"unknown field `(.*?)`", text):
+            keys, text = [*keys, unknown[1]], "there is no such setting"
+        elif missing := re.search(r"missing required field `(.*?)`", text):
+            keys, text = [*keys, missing[1]], "is required"
+        raise StartError(f"{where} {'.'.join(filter(None, keys))}: {text}") from None
 
 
 def _find_config(given: str | None, cwd: Path, data: Path) -> Path | None:

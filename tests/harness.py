@@ -97,7 +97,7 @@ class Hub:
 
     def spawn(self, *, stderr: Any = None, prepare: Callable[[], None] | None = None, **env: str) -> None:
         """Start the process without waiting for it."""
-        ours = ("SAG_", "LLM_", "OPENAI", "VLLM")
+        ours = ("SAG_", "LLM_", "OPENAI", "OPENROUTER", "ANTHROPIC", "AZURE", "VLLM")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         path = os.pathsep.join([str(self.home / "path"), str(PROBE), *filter(None, [clean.get("PYTHONPATH")])])
         clean |= {"PYTHONPATH": path, "HOME": str(self.home), "SAG_PROBE_JOURNAL": str(self.journal_path)}

@@ -1,11 +1,10 @@
-"""Operations on the hub itself: who one is, plugins, models, tools, tokens."""
+"""Operations on the hub itself: who one is, plugins, tools, tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta, Struct
 
 from sag.engine.engine import Engine
@@ -26,23 +25,6 @@ class PluginListed(Struct):
     """All plugins that were found."""
 
     plugins: list[PluginInfo]
-
-
-class ModelInfo(Struct, omit_defaults=True):
-    """A model: its full name `provider/model` and what is known of it."""
-
-    model: str
-    provider: str
-    label: str = ""
-    context: int | None = None
-    demo: bool = False
-    default: bool = False
-
-
-class ModelListed(Struct):
-    """The models that runs can use."""
-
-    models: list[ModelInfo]
 
 
 class ToolInfo(Struct):
@@ -114,11 +96,6 @@ class System:
         """The plugins, what each brings, and what is wrong with it."""
         return PluginListed(self._plugins())
 
-    @operation("model.list", who="user", rest="GET /api/models")
-    async def models(self, call: Call, params: Nothing) -> ModelListed:
-        """The models that runs can use."""
-        return ModelListed(model_infos(self._engine))
-
     @operation("tool.list", who="user", rest="GET /api/tools")
     async def tools(self, call: Call, params: Nothing) -> ToolListed:
         """The hub's tools."""
@@ -144,14 +121,3 @@ class System:
         info = await self._tokens.drop(call.tx, params.id)
         call.tx.after(lambda: self._end_access(info.id))
         return info
-
-
-def model_infos(engine: Engine) -> list[ModelInfo]:
-    """The models as clients see them; the one that is used where nobody chose has `default`."""
-    chosen = engine.models.default()
-    out = []
-    for name, provider, model in engine.models.all():
-        values = {**msgspec.to_builtins(model), "model": name, "provider": provider.name, "default": name == chosen}
-        values.pop("id")
-        out.append(msgspec.convert(values, ModelInfo))
-    return out

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from sag.engine.budget import Budgets
 from sag.engine.config import (
     ClientSettings,
     ConfigView,
@@ -30,12 +31,15 @@ from sag.engine.config import (
     patched,
 )
 from sag.engine.ends import RunEnded, RunLimit
+from sag.engine.gate import Gates
 from sag.engine.models import Models
 from sag.engine.run import Answer, Run
+from sag.engine.transcript import Attached
 from sag.engine.transport import Transport
 from sag.errors import Fault
 from sag.hooks.host import Extensions
 from sag.hooks.kind import RunKind
+from sag.hooks.provider import FilePart, Message
 from sag.hooks.tool import Tool, check_schema
 from sag.ops.dispatch import Call, User
 from sag.ops.operation import Change
@@ -65,6 +69,7 @@ from sag.schema.events import (
 )
 from sag.schema.ids import new_id, now_ms
 from sag.settings import Settings
+from sag.store.blobs import Blobs
 from sag.store.kv import KeyValue
 from sag.store.projections import forget
 from sag.topics.snapshot import OPEN
@@ -128,19 +133,31 @@ class Engine:
         topics: Where everything is told.
         extensions: The tools, providers and run kinds of the plugins.
         transport: The way to models over HTTP.
+        models: The models, and what is known of them.
+        budgets: What users may spend.
         kv: Where remembered approvals are kept.
+        blobs: The files that messages name.
         settings: Limits and times.
     """
 
     def __init__(
-        self, topics: Topics, extensions: Extensions, transport: Transport, kv: KeyValue, settings: Settings
+        self,
+        topics: Topics,
+        extensions: Extensions,
+        transport: Transport,
+        models: Models,
+        budgets: Budgets,
+        kv: KeyValue,
+        blobs: Blobs,
+        settings: Settings,
     ) -> None:
         self.topics, self.extensions, self.transport = topics, extensions, transport
+        self.models, self.budgets, self.gates = models, budgets, Gates()
         self.ask_s = settings.hub.ask_s
         self.part_bytes = settings.hub.limits.part
         self._queue_limit = settings.hub.limits.queue
-        self.models = Models(extensions)
         self._kv = kv
+        self._blobs = blobs
         self._homes: dict[tuple[str, str], Conversation] = {}
         self._asks: dict[str, asyncio.Future[Answer]] = {}
         self._expiry: dict[str, asyncio.TimerHandle] = {}
@@ -212,7 +229,8 @@ class Engine:
         """Accept input: begin a run, queue it, or join the active one (protocol section 4).
 
         Raises:
-            Fault: conv.unknown, kind.unknown, config.invalid, input.invalid, run.busy, run.queue.
+            Fault: conv.unknown, kind.unknown, config.invalid, input.invalid, model.unknown, run.busy, run.queue.
+            ProviderError: The model's vendor refuses the key or the model, as far as that is known.
         """
         user = call.me
         _check_input(p.input)
@@ -230,6 +248,7 @@ class Engine:
             base = layered(fitting(below, kind.config), fitting(topic.state["conv"]["config"], kind.config))
             patched({}, p.config, kind.config, base)
             self._check_model(p.config)
+            self._check_effective(layered(base, p.config))
             if p.when == "queue" and len(home.queue) >= self._queue_limit:
                 raise Fault("run.queue", f"{len(home.queue)} runs wait in this conversation already.")
         except Fault:
@@ -384,7 +403,9 @@ class Engine:
             if state == "open":
                 tx.append(topic, AgentClose(run, agent))
         if (step := object.get("open_step")) is not None:
-            tx.append(topic, StepClose(run, step, status))
+            live = self._find(topic, run, closed=True)
+            used = live.usage_of(live.writer) if live is not None else None
+            tx.append(topic, StepClose(run, step, status, used))
         usage = msgspec.convert(topic.state["runs"][run]["usage"], Usage)
         now = now_ms()
         tx.append(topic, RunClose(run, status, usage, now, error))
@@ -423,10 +444,10 @@ class Engine:
             return
         self._launch(run)
 
-    def _find(self, topic: Topic, run: str) -> Run | None:
+    def _find(self, topic: Topic, run: str, *, closed: bool = False) -> Run | None:
         home = self._homes.get((topic.owner, topic.name[5:]))
         candidates = [home.active, *home.queue] if home else []
-        return next((c for c in candidates if c is not None and c.id == run and not c.closed), None)
+        return next((c for c in candidates if c is not None and c.id == run and (closed or not c.closed)), None)
 
     async def _closed(self, topic: Topic, run: str) -> Fault:
         await topic.settled()
@@ -510,6 +531,21 @@ class Engine:
         at = tx.append(topic, ConvPatch(patch))
         tx.append(inbox, InboxConv(conv, patch))
         return at
+
+    # files
+
+    async def load_files(self, user: User, messages: list[Message]) -> None:
+        """Read the files that messages name, in place; one that is no longer there is empty."""
+        for message in messages:
+            for i, part in enumerate(message.parts):
+                if isinstance(part, Attached):
+                    try:
+                        blob, data = await self._blobs.get(user.id, part.ref)
+                    except Fault as e:
+                        log.warning("file %s cannot be read: %s", part.ref, e.message)
+                        message.parts[i] = FilePart(part.mime, part.name, b"")
+                    else:
+                        message.parts[i] = FilePart(blob.mime or part.mime, part.name, data)
 
     # asks
 
@@ -701,17 +737,33 @@ class Engine:
         return result
 
     def _check_model(self, patch: Json) -> None:
-        """A model that nobody serves is refused where it is set rather than when a step wants it.
+        """A model that nobody serves, or that its vendor lacks, is refused where it is set rather than by a step.
 
         Raises:
             Fault: config.invalid.
         """
         for path, document in (("$", patch), ("$.llm", patch.get("llm"))):
-            if isinstance(document, dict) and isinstance(name := document.get("model"), str):
-                try:
-                    self.models.resolve(name)
-                except Fault as e:
-                    raise Fault("config.invalid", e.message, path=f"{path}.model") from None
+            if not isinstance(document, dict):
+                continue
+            names = [(f"{path}.model", document.get("model"))]
+            names += [(f"{path}.fallbacks[{i}]", name) for i, name in enumerate(document.get("fallbacks") or [])]
+            for at, name in names:
+                if isinstance(name, str):
+                    try:
+                        self.models.check_now(name)
+                    except Fault as e:
+                        raise Fault("config.invalid", e.message, path=at) from None
+
+    def _check_effective(self, config: Json) -> None:
+        """The model that a run will use; with fallbacks it may fail.
+
+        Raises:
+            Fault: model.unknown.
+            ProviderError: Its vendor refuses it, as far as that is known.
+        """
+        name = config.get("model") or self.models.default()
+        if name is not None and not config.get("fallbacks"):
+            self.models.check_now(name)
 
     async def patch_as(self, user: User, client: str, scope: str, patch: Json) -> Json:
         """Patch for a plugin or a tool, by the same way as clients do; gives the effective config."""
@@ -738,7 +790,7 @@ class Engine:
             tx = self.topics.begin()
             if kind is not None and home.active is None and _only_asks(topic.state, row["id"]):
                 run = home.active = Run(self, home, row["id"], kind, user, object["client"], None)
-                run.set_status(tx, "waiting")
+                run.set_status(tx, {"status": "waiting"})
                 tx.after(partial(self._launch, run))
             else:
                 self._closing_events(tx, home, row["id"], "interrupted")

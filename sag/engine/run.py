@@ -8,8 +8,8 @@ and the engine. Below: topics, the toolbox, the transport.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import random
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,15 +17,18 @@ import msgspec
 from msgspec import Struct
 
 from sag.engine import transcript
+from sag.engine.attempts import Attempts
 from sag.engine.config import defaults, layered, validate
 from sag.engine.context import CallContext
 from sag.engine.ends import RunEnded, RunLimit, ToolLost
+from sag.engine.fitting import Count, count, fit_files, fit_length, less, room
+from sag.engine.models import make_request
 from sag.engine.toolbox import Toolbox, ToolSource
-from sag.engine.transport import Deadlines
 from sag.engine.writer import PartWriter
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
+    Message,
     ModelRequest,
     Provider,
     ProviderError,
@@ -39,6 +42,7 @@ from sag.schema.events import (
     InboxAskOpen,
     InboxRun,
     MessageAdd,
+    RunError,
     RunPatch,
     StepClose,
     StepOpen,
@@ -57,7 +61,7 @@ log = logging.getLogger("sag.engine")
 Json = dict[str, Any]
 
 MAX_RESULT = 256 << 10
-MAX_WAIT_S = 60.0
+TRIMS = 4
 APPROVAL = ["allow_once", "allow_run", "allow_always", "deny"]
 
 
@@ -118,6 +122,8 @@ class Run:
         self._topic = home.topic
         self._model_call: asyncio.Task[Step] | None = None
         self._restart = False
+        self.writer: PartWriter | None = None
+        self._failed: set[str] = set()  # models
         self._active = 0
         self._asking = 0
 
@@ -184,12 +190,14 @@ class Run:
             tx.append(self._topic, event)
         return tx.submit(crash)
 
-    def set_status(self, tx: Transaction, status: str, after_ms: int | None = None) -> None:
-        """Tell a change of status with a transaction."""
-        if self.object["status"] == status and self.object.get("after_ms") == after_ms:
+    def set_status(self, tx: Transaction, patch: Json) -> None:
+        """Tell a change of `status`, `after_ms` or `why` with a transaction."""
+        object = self.object
+        if all(object.get(member) == value for member, value in patch.items()):
             return
-        tx.append(self._topic, RunPatch(self.id, {"status": status, "after_ms": after_ms}))
-        tx.append(self.home.inbox, InboxRun(self.id, self.conv, {"status": status}))
+        tx.append(self._topic, RunPatch(self.id, patch))
+        if object["status"] != patch["status"]:
+            tx.append(self.home.inbox, InboxRun(self.id, self.conv, {"status": patch["status"]}))
 
     def _mark(self, active: int = 0, asking: int = 0) -> None:
         """Count what works and what waits for a person; a run in which only the latter is left is `waiting`."""
@@ -197,7 +205,7 @@ class Run:
         self._asking += asking
         if not self.closed and not self._topic.lost:
             tx = self._topics.begin()
-            self.set_status(tx, "waiting" if self._asking and not self._active else "running")
+            self.set_status(tx, {"status": "waiting" if self._asking and not self._active else "running"})
             if not tx.empty:
                 tx.submit()
 
@@ -206,22 +214,26 @@ class Run:
     async def step(self, *, agent: str | None = None, system: str | None = None) -> Step:
         """One model round on the config of this moment.
 
+        Where its model fails and the config names others, the step ends with `fallback` and the next model takes over
+        in a step of its own; one that failed is not asked again in this run as long as there is another.
+
         Args:
             agent: On whose behalf.
             system: A system prompt in place of the config's.
 
         Raises:
-            RunLimit: The rounds are used up, or the model asked for more than the caps allow.
-            ProviderError: The model failed, after the retries that the config allows.
+            RunLimit: The rounds or a budget are used up, or the model asked for more than the caps allow.
+            ProviderError: The model failed, after the retries that the config allows, and so did the fallbacks.
         """
         while True:
             if self.stop_after_step:
                 raise RunEnded
+            await self._engine.budgets.check(self.user.id)
             config = self.config()
             # Each round took a step, so they need not be counted before as many steps were made.
             if self.object["step"] >= config.rounds and self._rounds() >= config.rounds:
                 raise RunLimit(f"The run has used its {config.rounds} model rounds.")
-            name, provider, model = self._engine.models.resolve(config.model)
+            name, provider, model = self._choose(config)
             box = Toolbox(self._engine.extensions.tools, self.source, config.tools)
             number = self.object["step"] + 1
             msg = new_id("m")
@@ -230,29 +242,71 @@ class Run:
             if rev > self.object.get("applied", {}).get("rev", 1):
                 events.append(ConfigApplied(f"run:{self.id}", rev, number))
             prompt = system if system is not None else config.system
-            messages = transcript.build(self.state, self.id, prompt, box.legal, provider.name)
-            request = _request(model, messages, box, config)
+            request = make_request(model, self._transcript(prompt, box, provider), box, config)
             events.append(MessageAdd(msg, "assistant", now_ms(), [], self.id, agent, step=number))
             writer = PartWriter(self, msg, agent, provider.name)
             self._mark(active=1)
             try:
                 await self.emit(*events)
                 self._restart = False
-                self._model_call = asyncio.ensure_future(self._round(number, msg, writer, provider, request, config))
+                self.writer = writer
+                work = self._round(number, msg, writer, name, provider, request, config)
+                self._model_call = asyncio.ensure_future(work)
                 try:
                     return await self._model_call
                 finally:
                     self._model_call.cancel()
-                    self._model_call = None
+                    self._model_call = self.writer = None
             except asyncio.CancelledError:
                 if not self._restart or self.closed:
                     raise
-                tx = self._begin()
-                writer.drop(tx, "config")
-                tx.append(self._topic, StepClose(self.id, number, "config", writer.usage))
-                await tx.submit()
+                await self._give_up(number, writer, name, "config")
+            except ProviderError as e:
+                self._failed.add(name)
+                if self.closed or self._choose(config)[0] in self._failed:
+                    raise
+                log.info("run %s step %d: %s gives way: %s", self.id, number, name, e.message)
+                await self._give_up(number, writer, name, "fallback", RunError(e.kind, e.message, e.retry))
             finally:
                 self._mark(active=-1)
+
+    def _choose(self, config: RunConfig) -> tuple[str, Provider, str]:
+        """The model of a step: the config's, or the first of its fallbacks where that failed; the config's if all did.
+
+        Raises:
+            Fault: model.unknown, of the config's own model.
+        """
+        first = self._engine.models.resolve(config.model)
+        if first[0] in self._failed:
+            for fallback in config.fallbacks:
+                with contextlib.suppress(Fault):
+                    other = self._engine.models.resolve(fallback)
+                    if other[0] not in self._failed:
+                        return other
+        return first
+
+    def _transcript(self, prompt: str | None, box: Toolbox, provider: Provider) -> list[Message]:
+        return transcript.build(self.state, self.id, prompt, box.legal, provider.name)
+
+    async def _give_up(
+        self,
+        number: int,
+        writer: PartWriter,
+        name: str,
+        finish: Literal["config", "fallback"],
+        error: RunError | None = None,
+    ) -> None:
+        """End a step whose answer is void."""
+        tx = self._begin()
+        writer.drop(tx, finish)
+        tx.append(self._topic, StepClose(self.id, number, finish, self.usage_of(writer), error=error))
+        self.set_status(tx, {"status": "running", "after_ms": None, "why": None})
+        await tx.submit()
+
+    def usage_of(self, writer: PartWriter | None) -> Usage | None:
+        """What a writer's round took so far, with its cost."""
+        used = writer.usage if writer is not None else None
+        return None if used is None else self._engine.models.cost(self.object["model"], used)
 
     def _rounds(self) -> int:
         return sum(1 for m in self.messages() if m["role"] == "assistant" and m["parts"] and not _is_cut(m))
@@ -270,32 +324,60 @@ class Run:
             self._model_call.cancel()
 
     async def _round(
-        self, number: int, msg: str, writer: PartWriter, provider: Provider, request: ModelRequest, config: RunConfig
+        self,
+        number: int,
+        msg: str,
+        writer: PartWriter,
+        name: str,
+        provider: Provider,
+        request: ModelRequest,
+        config: RunConfig,
     ) -> Step:
-        deadlines = Deadlines(first_token_s=config.first_token_s, gap_s=config.gap_s, total_s=config.total_s)
-        for attempt in range(config.retries + 1):
+        began = asyncio.get_running_loop().time()
+        model = self._engine.models.info(name)
+        await self._engine.load_files(self.user, request.messages)
+        fit_files(request.messages, model)
+        count_tokens = getattr(provider, "count", count)
+        limit = room(model, request)
+        for _ in range(TRIMS):
+            if limit is not None:
+                self._fit(number, request, limit, count_tokens, config)
             try:
-                await self._engine.transport.run(provider, request, deadlines, writer.take)
+                exchange = await Attempts(self, number, name, provider, request, config, writer).run()
                 break
             except ProviderError as e:
-                wait_s = _retry_wait_s(e, attempt)
-                if not e.retry or attempt == config.retries or wait_s > MAX_WAIT_S:
+                # The size that the hub knows is an estimate, and often it knows none.
+                if e.kind != "provider.context" or not config.trim or writer.parts:
                     raise
-                log.info("run %s step %d: %s, again in %.1f s", self.id, number, e.kind, wait_s)
-                tx = self._begin()
-                writer.drop(tx, "provider_retry")
-                self.set_status(tx, "waiting", round(wait_s * 1000))
-                await tx.submit()
-                await asyncio.sleep(wait_s)
-                tx = self._begin()
-                self.set_status(tx, "running")
-                await tx.submit()
+                limit = less(request, count_tokens)
+        else:
+            raise ProviderError(
+                "provider.context", "The conversation is too long for the model, however much is left out."
+            )
         tx = self._begin()
         text = writer.close(tx)
         finish = "tools" if writer.calls else writer.finish
-        tx.append(self._topic, StepClose(self.id, number, finish, writer.usage))
+        ms = round((asyncio.get_running_loop().time() - began) * 1000)
+        usage = self.usage_of(writer)
+        tx.append(self._topic, StepClose(self.id, number, finish, usage, ms, exchange.request))
         await tx.submit()
-        return Step(number, msg, text, finish, writer.usage)
+        return Step(number, msg, text, finish, usage)
+
+    def _fit(self, number: int, request: ModelRequest, limit: int, count_tokens: Count, config: RunConfig) -> None:
+        """Leave out the oldest messages of a request that is too long, and tell it.
+
+        Raises:
+            ProviderError: provider.context, if that does not help or is not wanted.
+        """
+        if not config.trim:
+            if (size := count_tokens(request)) > limit:
+                text = f"The conversation takes about {size} tokens, and the model takes {limit} beside its answer."
+                raise ProviderError("provider.context", text)
+            return
+        left_out = fit_length(request, limit, count_tokens)
+        if left_out:
+            trimmed = {"step": number, "messages": left_out, "context": limit}
+            self.emit(RunPatch(self.id, {"trimmed": trimmed}))
 
     # tools
 
@@ -495,28 +577,6 @@ def _is_cut(message: Json) -> bool:
     """Whether the round that wrote a message did not come to its end (a message that was emptied counts)."""
     parts = message["parts"]
     return message["role"] == "assistant" and (not parts or any(p.get("partial") or p["open"] for p in parts))
-
-
-def _request(model: str, messages: list[Any], box: Toolbox, config: RunConfig) -> ModelRequest:
-    return ModelRequest(
-        model,
-        messages,
-        box.specs(),
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=config.max_tokens,
-        stop=config.stop,
-        seed=config.seed,
-        reasoning=config.reasoning,
-        extra=config.extra,
-    )
-
-
-def _retry_wait_s(e: ProviderError, attempt: int) -> float:
-    """The vendor's own wait, else 0.5 s doubled each time up to 8 s, less up to a quarter (as vendors' SDKs do)."""
-    if e.after_ms is not None:
-        return e.after_ms / 1000
-    return min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0)
 
 
 def _presentable(result: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 from msgspec import Struct
@@ -29,6 +29,7 @@ from sag.hooks.provider import (
     Reasoning,
     StreamProvider,
     Text,
+    printable,
 )
 from sag.hooks.streams import to_unicode
 from sag.outbound import Outbound
@@ -41,6 +42,9 @@ LINGER_S = 2.0  # how long usage and the end of the body may come after the mode
 CLOSE_S = 5.0  # how long a StreamProvider's generator may take to close
 
 Take = Callable[[Sequence[Chunk]], None]
+
+# Where vendors tell their id of an answer; OpenRouter's is the one that its records are found by.
+_IDS = ("x-generation-id", "x-request-id", "request-id", "apim-request-id")
 
 
 class Deadlines(Struct):
@@ -59,6 +63,18 @@ class Deadlines(Struct):
     total_s: float = 600.0
 
 
+class Exchange(Struct):
+    """What is told of a round that was answered.
+
+    Attributes:
+        first_s: From the start to the first chunk.
+        request: The vendor's id of the answer, where it tells one.
+    """
+
+    first_s: float = 0.0
+    request: str | None = None
+
+
 class Transport:
     """Runs model rounds.
 
@@ -69,9 +85,17 @@ class Transport:
 
     def __init__(self, outbound: Outbound, *, body: int = BODY) -> None:
         self._pool = Pool(outbound)
+        self._outbound = outbound
         self._body = body
 
-    async def run(self, provider: Provider, request: ModelRequest, deadlines: Deadlines, take: Take) -> None:
+    async def run(
+        self,
+        provider: Provider,
+        request: ModelRequest,
+        deadlines: Deadlines,
+        take: Take,
+        begun: Callable[[], None] = lambda: None,
+    ) -> Exchange:
         """One attempt of one model round; returns when the answer has ended properly.
 
         A cancel closes the connection at once.
@@ -82,19 +106,19 @@ class Transport:
             deadlines: How long that may take.
             take: Is called with the chunks of each read as they come, in order, never with none. It must not block.
                 What it raises ends the round and is raised here.
+            begun: Is called once, when the server has begun to answer with a stream.
 
         Raises:
             ProviderError: provider.unreachable (refused, name, TLS, connect deadline), .timeout (another deadline),
                 .disconnected (closed before or in the middle of the answer), .truncated (ended without its end mark),
                 .protocol (no such stream, too large, undecodable), or what the provider makes of a status that is not
-                2xx.
+                2xx. Its `request` is the vendor's id of the answer, where there is one.
         """
         # `isinstance` with a protocol costs as much as opening a connection.
         if hasattr(provider, "prepare"):
             http = cast(HttpProvider, provider)
-            await _HttpRound(http, request, deadlines, take, self._pool, self._body).run()
-        else:
-            await _StreamRound(provider, request, deadlines, take).run()
+            return await _HttpRound(http, request, deadlines, take, begun, self._outbound, self._pool, self._body).run()
+        return await _StreamRound(provider, request, deadlines, take, begun).run()
 
     def close(self) -> None:
         """Close the connections that are kept for later."""
@@ -107,10 +131,12 @@ class _Round(ABC):
     Whoever sees the end first tells it to `_end`, which wakes the task that waits in `run`; later ends do not count.
     """
 
-    def __init__(self, request: ModelRequest, deadlines: Deadlines, take: Take) -> None:
+    def __init__(self, request: ModelRequest, deadlines: Deadlines, take: Take, begun: Callable[[], None]) -> None:
         self._request = request
         self._deadlines = deadlines
         self._take = take
+        self._tell_begun = begun
+        self._exchange = Exchange()
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._start = self._since = self._now()
@@ -122,7 +148,7 @@ class _Round(ABC):
         self._failure: BaseException | None = None
         self._wake: asyncio.Future[None] = self._loop.create_future()
 
-    async def run(self) -> None:
+    async def run(self) -> Exchange:
         """The round; raises what it ended with."""
         self._watch()
         try:
@@ -137,7 +163,10 @@ class _Round(ABC):
                 self._timer.cancel()
             await self._close()
         if self._failure is not None:
+            if isinstance(self._failure, ProviderError):
+                self._failure.request = self._exchange.request
             raise self._failure
+        return self._exchange
 
     def _hand_on(self, batch: Sequence[Chunk]) -> None:
         """Give chunks to the consumer."""
@@ -149,8 +178,10 @@ class _Round(ABC):
         except BaseException as e:
             self._end(e)
             return
-        self._answering = True
         self._since = self._now()
+        if not self._answering:
+            self._answering = True
+            self._exchange.first_s = self._since - self._start
         if self._finished and not self._lingering:
             self._lingering = True
             self._watch_anew()
@@ -254,10 +285,19 @@ class _HttpRound(_Round):
     """A round over HTTP; it is the reader of its connection (`sag.engine.stream.Reader`)."""
 
     def __init__(
-        self, provider: HttpProvider, request: ModelRequest, deadlines: Deadlines, take: Take, pool: Pool, body: int
+        self,
+        provider: HttpProvider,
+        request: ModelRequest,
+        deadlines: Deadlines,
+        take: Take,
+        begun: Callable[[], None],
+        outbound: Outbound,
+        pool: Pool,
+        body: int,
     ) -> None:
-        super().__init__(request, deadlines, take)
+        super().__init__(request, deadlines, take, begun)
         self._provider = provider
+        self._outbound = outbound
         self._pool = pool
         self._left = body
         self._connection: Connection | None = None
@@ -266,6 +306,8 @@ class _HttpRound(_Round):
 
     async def _read(self) -> None:
         request = self._provider.prepare(self._request)
+        if callable(headers := getattr(self._provider, "headers", None)):
+            request.headers = {**request.headers, **await self._fetch(headers)}
         self._accept = next((value.lower() for name, value in request.headers.items() if name.lower() == "accept"), "")
         origin, head = write_request(request)
         kept = self._pool.take(origin)
@@ -281,6 +323,15 @@ class _HttpRound(_Round):
             return
         self._send(fresh, head, request.body)
         await self._wake
+
+    async def _fetch(self, headers: Callable[..., Awaitable[Mapping[str, str]]]) -> Mapping[str, str]:
+        """Headers that the provider has to ask for."""
+        left_s = self._start + min(self._deadlines.first_token_s, self._deadlines.total_s) - self._now()
+        try:
+            async with asyncio.timeout(left_s):
+                return await headers(self._outbound.client(trusted=True))
+        except TimeoutError as e:
+            raise ProviderError("provider.timeout", "The key for the model's server did not come in time.") from e
 
     async def _connect(self, origin: Origin) -> Connection:
         limits = self._deadlines
@@ -299,6 +350,7 @@ class _HttpRound(_Round):
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
         crash_at("provider_sent")
+        self._exchange.request = next((printable(headers[name], 100) for name in _IDS if headers.get(name)), None)
         try:
             self._judge(status, headers)
         except ProviderError as e:
@@ -360,6 +412,7 @@ class _HttpRound(_Round):
         self._decoder: Decoder = self._provider.decoder(self._request)
         self._feed = self._decoder.feed
         self._begun = True
+        self._tell_begun()
 
     def _read_refusal(self, refusal: _Refusal, *, readable: bool) -> None:
         """Read as much of an error's body as comes; that it is cut, slow or broken does not hide the error."""
@@ -400,7 +453,8 @@ class _HttpRound(_Round):
         self._end()
 
     def _finish(self) -> Sequence[Chunk]:
-        return self._decoder.finish()
+        self._hand_on(self._decoder.finish())
+        return self._feed(b"")  # an error behind the last chunks
 
     def _end(self, failure: BaseException | None = None) -> None:
         super()._end(failure)
@@ -431,8 +485,15 @@ class _Refusal:
 class _StreamRound(_Round):
     """A round with a provider that streams by itself, in a task of its own, which a deadline can leave."""
 
-    def __init__(self, provider: StreamProvider, request: ModelRequest, deadlines: Deadlines, take: Take) -> None:
-        super().__init__(request, deadlines, take)
+    def __init__(
+        self,
+        provider: StreamProvider,
+        request: ModelRequest,
+        deadlines: Deadlines,
+        take: Take,
+        begun: Callable[[], None],
+    ) -> None:
+        super().__init__(request, deadlines, take, begun)
         self._provider = provider
         self._begun = True
 
@@ -446,6 +507,8 @@ class _StreamRound(_Round):
             crash_at("provider_sent")
             try:
                 async for chunk in chunks:
+                    if not self._answering:
+                        self._tell_begun()
                     self._hand_on([chunk])
                     if self._ended:
                         return

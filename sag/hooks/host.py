@@ -59,6 +59,8 @@ class Extensions:
         self.tools: dict[str, Tool] = {}
         self.providers: dict[str, Provider] = {}
         self.kinds: dict[str, RunKind] = {}
+        self.version = 0
+        """Grows with each change of providers and models."""
         self._models: dict[str, list[Model]] = {}
 
     def models(self, provider: Provider) -> Sequence[Model]:
@@ -75,11 +77,18 @@ class Extensions:
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of a provider's models."""
         self._models[provider] = list(models)
+        self.version += 1
+
+    def add_provider(self, provider: Provider) -> None:
+        """Offer a provider."""
+        self.providers[provider.name] = provider
+        self.version += 1
 
     def drop_provider(self, provider: str) -> None:
         """Forget a provider and its models."""
         self.providers.pop(provider, None)
         self._models.pop(provider, None)
+        self.version += 1
 
 
 class Provides(Struct, omit_defaults=True):
@@ -356,7 +365,7 @@ class PluginHost:
                 holder = next((i.name for i in self.plugins if provider.name in i.provides.providers), "")
                 self._clash(info, "provider", provider.name, holder)
             else:
-                ext.providers[provider.name] = provider
+                ext.add_provider(provider)
                 provides.providers.append(provider.name)
         for kind in staged.kinds:
             if (held := ext.kinds.get(kind.name)) is not None:
@@ -504,6 +513,11 @@ class PluginHost:
             self._add(info.notes if kind == "note" else info.problems, info, str(text)[:500])
 
         return report
+
+    def noter(self, provider: str) -> Callable[[str], None]:
+        """Leaves remarks at the plugin that brought a provider."""
+        info = next((info for info in self._infos.values() if provider in info.provides.providers), None)
+        return (lambda text: self._add(info.notes, info, text[:500])) if info is not None else lambda text: None
 
     def _add(self, remarks: list[str], info: PluginInfo, text: str, e: BaseException | None = None) -> None:
         with self._lock:

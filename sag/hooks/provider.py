@@ -211,11 +211,25 @@ class ProviderError(Fault):
             .timeout or .unreachable.
         message: Words for a person; of the vendor's own text at most 200 characters, without control characters.
         after_s: How long the vendor asks to wait.
+        retry: Whether trying again may help; by the kind where it is left out.
+        status: The HTTP status of the answer, where there was one.
     """
 
-    def __init__(self, kind: str, message: str, *, after_s: float | None = None, retry: bool | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        after_s: float | None = None,
+        retry: bool | None = None,
+        status: int | None = None,
+    ) -> None:
         after_ms = None if after_s is None else round(after_s * 1000)
         super().__init__(kind, printable(blot(message)), after_ms=after_ms, retry=retry)
+        self.upstream = status
+        """The HTTP status of the vendor's answer, where there was one."""
+        self.request: str | None = None
+        """The vendor's id of the answer, where it has told one."""
 
 
 def printable(text: str, limit: int = 200) -> str:

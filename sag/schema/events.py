@@ -153,7 +153,7 @@ class StepOpen(Event):
 class StepClose(Event):
     """A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` …
 
-    `ms` is how long it took, `request` the vendor's id of the answer.
+    `ms` is how long it took, `request` the vendor's id of the answer, `error` why another model takes over.
     """
 
     run: str
@@ -162,6 +162,7 @@ class StepClose(Event):
     usage: Usage | None = None
     ms: int | None = None
     request: str | None = None
+    error: RunError | None = None
 
 
 @event("conv", "agent.open")

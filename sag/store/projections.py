@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from sag.store.usage import step_row
 from sag.topics.journal import Drop, Put
 from sag.topics.topic import Topic
 
@@ -29,10 +30,12 @@ def project(topic: Topic, name: str, d: Any, ts: int) -> Iterator[Put | Drop]:
     elif name == "ask.close":
         outcome = {k: v for k, v in d.items() if k != "ask"}
         yield Put("ask", {"id": d["ask"], "owner": topic.owner, "conv": id, "outcome": msgspec.json.encode(outcome)})
+    elif name == "step.close" and (put := step_row(topic, d, ts)):
+        yield put
 
 
 def forget(conv: str) -> Iterator[Drop]:
-    """The rows that go with a conversation."""
+    """The rows that go with a conversation; what it cost stays."""
     yield Drop("conversation", {"id": conv})
     yield Drop("run", {"conv": conv})
     yield Drop("ask", {"conv": conv})

@@ -92,6 +92,37 @@ class Journal(Protocol):
     async def rows(self, table: str, where: Row, *, order: str = "", limit: int = 1000) -> list[Row]:
         """Rows of a table whose columns equal these; `order` is a column, `-` before it for descending."""
 
+    async def sums(
+        self,
+        table: str,
+        of: Sequence[str],
+        where: Row,
+        *,
+        by: Sequence[str] = (),
+        since: Row | None = None,
+        upto: Row | None = None,
+        order: str = "",
+        limit: int = 1000,
+    ) -> list[Row]:
+        """Sums over groups of rows.
+
+        Args:
+            table: Of which table.
+            of: Columns of whole numbers.
+            where: What columns have to equal.
+            by: Columns in which the rows of a group agree; without any there is one group, of all.
+            since, upto: The least and the most that columns may be.
+            order: One of `by` or `of`, `-` before it for descending.
+            limit: How many groups at most.
+
+        Returns:
+            Of each group the columns of `by`; `count`, its rows; each column's sum, None where no row has a value; and
+            `<column>_missing`, how many rows have none.
+
+        Raises:
+            Fault: store.unavailable, store.busy.
+        """
+
     async def stale(self, keep_events: int, before_ts: int) -> list[tuple[str, str, int]]:
         """Topics with events past retention: (owner, name, the newest offset that may go)."""
 

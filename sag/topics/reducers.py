@@ -180,8 +180,8 @@ class ConvReducer:
     def _run_close(self, d: State) -> None:
         if run := self.state["runs"].get(d["run"]):
             run["status"], run["usage"] = d["status"], d["usage"]
-            run.pop("after_ms", None)
-            run.pop("error", None)
+            for member in ("after_ms", "why", "error"):
+                run.pop(member, None)
             if error := d.get("error"):
                 run["error"] = error
 

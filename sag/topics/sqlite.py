@@ -14,7 +14,7 @@ import queue
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +58,15 @@ MIGRATIONS = (
     CREATE TABLE blob (ref TEXT PRIMARY KEY, owner TEXT NOT NULL, digest TEXT NOT NULL, mime TEXT NOT NULL,
         name TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE usage (day TEXT NOT NULL, owner TEXT NOT NULL, run TEXT NOT NULL, step INTEGER NOT NULL,
+        conv TEXT NOT NULL, model TEXT NOT NULL, agent TEXT, client TEXT, input INTEGER NOT NULL,
+        output INTEGER NOT NULL, reasoning INTEGER NOT NULL, cached INTEGER NOT NULL, cache_write INTEGER NOT NULL,
+        nano_usd INTEGER, ms INTEGER, ts INTEGER NOT NULL, PRIMARY KEY (day, owner, run, step)) WITHOUT ROWID;
+    CREATE INDEX usage_owner ON usage (owner, day);
+    CREATE INDEX usage_conv ON usage (conv);
+    CREATE INDEX usage_run ON usage (run);
+    """,
 )
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -71,6 +80,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "run": ("id",),
     "ask": ("id",),
     "blob": ("ref",),
+    "usage": ("day", "owner", "run", "step"),
 }
 
 
@@ -346,14 +356,37 @@ class SqliteJournal:
             sql += " WHERE " + " AND ".join(f"{c} = ?" for c in where)
         if order:
             sql += f" ORDER BY {order.removeprefix('-')}{' DESC' if order.startswith('-') else ''}"
-        sql += " LIMIT ?"
+        return await self._in_reader(lambda: self._fetch(sql + " LIMIT ?", (*where.values(), limit)))
 
-        def fetch() -> list[Row]:
-            cursor = self._read.execute(sql, (*where.values(), limit))
-            names = [c[0] for c in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+    def _fetch(self, sql: str, values: tuple[Any, ...]) -> list[Row]:
+        cursor = self._read.execute(sql, values)
+        names = [c[0] for c in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
 
-        return await self._in_reader(fetch)
+    async def sums(
+        self,
+        table: str,
+        of: Sequence[str],
+        where: Row,
+        *,
+        by: Sequence[str] = (),
+        since: Row | None = None,
+        upto: Row | None = None,
+        order: str = "",
+        limit: int = 1000,
+    ) -> list[Row]:
+        since, upto = since or {}, upto or {}
+        sums = [f"sum({c}) AS {c}, count(*) - count({c}) AS {c}_missing" for c in of]
+        sql = f"SELECT {', '.join([*by, 'count(*) AS count', *sums])} FROM {table}"
+        tests = [f"{c} = ?" for c in where] + [f"{c} >= ?" for c in since] + [f"{c} <= ?" for c in upto]
+        if tests:
+            sql += " WHERE " + " AND ".join(tests)
+        if by:
+            sql += " GROUP BY " + ", ".join(by)
+        if order:
+            sql += f" ORDER BY {order.removeprefix('-')}{' DESC' if order.startswith('-') else ''}"
+        values = (*where.values(), *since.values(), *upto.values(), limit)
+        return await self._in_reader(lambda: self._fetch(sql + " LIMIT ?", values))
 
     async def stale(self, keep_events: int, before_ts: int) -> list[tuple[str, str, int]]:
         """Topics with events past retention: (owner, name, the newest offset that may go)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -314,6 +314,8 @@ class Transaction:
         crash_at("commit_before_send")
         for call in self._after:
             call()
+        if self._unit.writes:
+            self._topics.kept(self._unit.writes)
         for topic, off in self._touched.items():
             topic._committed(off)
             if topic.tip == topic.head > topic._snap_off + SNAPSHOT_EVERY:
@@ -332,12 +334,16 @@ class Topics:
         journal: Where they are kept.
         tick_ms: How often merged deltas go out; 0 means at once.
         project: Makes the rows of listings from an event, within its commit.
+
+    Attributes:
+        kept: Is called with the rows of each commit.
     """
 
     def __init__(self, journal: Journal, tick_ms: float = 33.0, project: Projection | None = None) -> None:
         self.journal = journal
         self.families: dict[str, Callable[[str], Reducer]] = dict(FAMILIES)
         self.project: Projection = project or (lambda *_: ())
+        self.kept: Callable[[Sequence[Put | Drop]], None] = lambda _: None
         self._tick_s = tick_ms / 1000
         self._loaded: OrderedDict[tuple[str, str], Topic] = OrderedDict()
         self._loading: dict[tuple[str, str], asyncio.Future[Topic | None]] = {}

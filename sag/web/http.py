@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -155,10 +156,14 @@ class HttpFacade:
         return await self._answer(call, op, body)
 
     def _rest(self, op: Operation) -> Answer:
+        lists = list_members(op.params)
+
         async def answer(request: Request) -> Response:
             call = await self._call(request)
             self._dispatcher.admit(call, op)
-            values: dict[str, Any] = dict(request.query_params) | dict(request.path_params)
+            query = request.query_params
+            values: dict[str, Any] = {k: _split(query.getlist(k)) if k in lists else v for k, v in query.items()}
+            values |= request.path_params
             if request.method in CHANGING and (request.method != "DELETE" or request.headers.get("content-type")):
                 body = await self._json_body(request)
                 try:
@@ -256,6 +261,22 @@ class HttpFacade:
             "cache-control": "private, max-age=31536000, immutable",
         }
         return Response(data, media_type=kept.mime, headers=headers)
+
+
+def list_members(params: type[Struct]) -> frozenset[str]:
+    """The members of params that are lists: in a query they come repeated, or separated by commas."""
+    info = msgspec.inspect.type_info(params)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return frozenset(f.encode_name for f in info.fields if _is_list(f.type))
+
+
+def _is_list(info: msgspec.inspect.Type) -> bool:
+    options = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+    return any(isinstance(option, msgspec.inspect.ListType) for option in options)
+
+
+def _split(values: list[str]) -> list[str]:
+    return [piece for value in values for piece in value.split(",") if piece]
 
 
 async def _batches(follower: Follower, replay_to: int) -> AsyncIterator[bytes]:

@@ -53,7 +53,7 @@ class Bench:
         """The conversation's state once a run has closed, as it should."""
         closed = ("done", "cancelled", "failed", "limit", "interrupted")
         state = await self.until(started["conv"], lambda s: s["runs"][started["run"]]["status"] in closed)
-        assert state["runs"][started["run"]]["status"] == status, state["runs"][started["run"]]
+        assert state["runs"][started["run"]]["status"] == status, state["runs"][started["run"]].get("error")
         return state
 
     async def events(self, conv: str) -> list[tuple[str, Any]]:

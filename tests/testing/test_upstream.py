@@ -253,7 +253,7 @@ async def test_errors_carry_their_headers(http, up):
     assert (status, headers["retry-after"], headers["x-ratelimit-reset-tokens"]) == (429, "7", "1s")
     assert json.loads(body)["error"] == {
         "message": "slow",
-        "type": "invalid_request_error",
+        "type": "requests",
         "param": None,
         "code": "rate_limit_exceeded",
     }

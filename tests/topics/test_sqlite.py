@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -169,6 +170,67 @@ async def test_a_migration_leaves_a_backup_and_the_new_schema(tmp_path: Path, mo
     assert journal._write.execute("PRAGMA user_version").fetchone()[0] == len(newer)
     assert (tmp_path / f"sag.v{len(newer) - 1}.bak").is_file()
     await journal.close()
+
+
+def test_scripts_that_were_released_are_as_they_were() -> None:
+    released = [hashlib.sha256(script.encode()).hexdigest()[:16] for script in sqlite.MIGRATIONS[:1]]
+    assert released == ["73979788ab1b8f64"]
+
+
+async def test_a_database_of_the_first_schema_keeps_its_data(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "sag.db", isolation_level=None)
+    for statement in sqlite.MIGRATIONS[0].split(";"):
+        db.execute(statement)
+    db.execute("INSERT INTO topic VALUES (1, 'u1', 'conv:c1', 'g1')")
+    db.execute('INSERT INTO event VALUES (1, 1, \'conv\', NULL, 5, \'{"patch":{"title":"kept"}}\')')
+    db.execute("INSERT INTO kv VALUES ('s', 'k', '1')")
+    db.execute("INSERT INTO meta VALUES ('clean', '1')")
+    db.execute("PRAGMA user_version=1")
+    db.close()
+    topics = Topics(SqliteJournal(tmp_path))
+    conv = await topics.find("u1", "conv:c1")
+    assert conv is not None
+    assert (conv.gen, conv.state["conv"]["title"]) == ("g1", "kept")
+    assert (await topics.journal.rows("kv", {}))[0]["value"] == "1"
+    assert await topics.journal.rows("usage", {}) == []
+    await topics.close()
+    backup = sqlite3.connect(tmp_path / "sag.v1.bak")
+    assert backup.execute("PRAGMA user_version").fetchone()[0] == 1
+    assert backup.execute("SELECT count(*) FROM event").fetchone()[0] == 1
+    backup.close()
+
+
+async def test_sums_are_made_over_groups_and_tell_what_is_missing(journal: SqliteJournal) -> None:
+    unit = Unit()
+    for day, owner, input, nano_usd in (
+        ("d1", "a", 1, 5),
+        ("d2", "a", 2, None),
+        ("d2", "a", 4, 7),
+        ("d3", "b", 8, None),
+    ):
+        row = {"day": day, "owner": owner, "run": f"r{input}", "step": 1, "conv": "c", "model": "m", "input": input,
+               "output": 0, "reasoning": 0, "cached": 0, "cache_write": 0, "nano_usd": nano_usd, "ts": 1}  # fmt: skip
+        unit.writes.append(Put("usage", row))
+    assert await _commit(journal, unit) == [None]
+    of = ("input", "nano_usd")
+
+    def group(count: int, input: int | None, missing: int, nano_usd: int | None, **by: str) -> dict[str, object]:
+        sums = {"input": input, "input_missing": 0, "nano_usd": nano_usd, "nano_usd_missing": missing}
+        return {**by, "count": count, **sums}
+
+    assert await journal.sums("usage", of, {}, by=("day",), order="-day") == [
+        group(1, 8, 1, None, day="d3"),
+        group(2, 6, 1, 7, day="d2"),
+        group(1, 1, 0, 5, day="d1"),
+    ]
+    assert await journal.sums("usage", of, {}, by=("owner",), order="-nano_usd", limit=1) == [
+        group(3, 7, 1, 12, owner="a")
+    ]
+    assert await journal.sums("usage", of, {"owner": "a"}, since={"day": "d2"}, upto={"day": "d2"}) == [
+        group(2, 6, 1, 7)
+    ]
+    assert await journal.sums("usage", of, {"owner": "z"}) == [group(0, None, 0, None)]
+    assert await journal.sums("usage", of, {"owner": "z"}, by=("day",)) == []
 
 
 async def test_trimming_keeps_the_state_and_tells_where_history_begins(tmp_path: Path) -> None:

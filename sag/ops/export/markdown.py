@@ -15,7 +15,7 @@ from sag.ops.export.frames import OUTCOME
 from sag.ops.export.schema import Schemas, generated, paragraphs, split_doc
 from sag.ops.operation import Operation
 from sag.schema.events import Delta
-from sag.settings import PREFIX, HubSettings, Limits
+from sag.settings import PREFIX, Budget, BudgetLimits, HubSettings, Limits, ModelOverride
 from sag.wire import closing
 
 Json = dict[str, Any]
@@ -258,7 +258,7 @@ def _with_topic(op: Operation, schemas: Schemas) -> Json:
 def _part(title: str, schemas: Schemas, schema: Json) -> list[str]:
     resolved = schemas.resolve(schema)
     text = members(resolved, schemas)
-    if "anyOf" in resolved:
+    if "anyOf" in resolved or "title" not in resolved:
         text = type_of(resolved)
     note = resolved.get("description", "")
     if not text:
@@ -370,11 +370,25 @@ def settings() -> str:
         "## [outbound]\n",
         "`allow` is a list of hosts, with a port or without, that may be fetched whatever their address is; others "
         "only where it is public. Only in plugins.toml.\n",
+        "## [budget]\n",
+        "What each user's runs may take; days and months are those of UTC. A table `[budget.users.NAME]` has other "
+        "limits for one user; `inf` there means none. Only in plugins.toml.\n",
+        _attributes(Budget, BudgetLimits),
+        '## [models."provider/model"]\n',
+        "What is known of a model better than its provider says. The name may end in `*`; a name in full wins, then "
+        "the longest. Only in plugins.toml.\n",
+        _attributes(ModelOverride),
         "## Plugins\n",
         "Each plugin has a table of its own name; what is in it, its documentation says. `enabled = false` switches a "
         "plugin off.\n",
     ]
     return "\n".join(out)
+
+
+def _attributes(*structs: type[Any]) -> str:
+    """The members of structs, as their docstrings explain them; those of the last struct first."""
+    docs = [item for struct in reversed(structs) for item in split_doc(struct.__doc__ or "")[1].items()]
+    return table(("Setting", "Meaning"), [(f"`{name}`", text) for name, text in docs if name != "users"]) + "\n"
 
 
 def _settings_table(struct: type[Any], prefix: str) -> str:

@@ -11,7 +11,8 @@ export type { ErrorKind, Events as TopicEvents, Operations } from './protocol.ge
 export { emptyClient, emptyConv, emptyHub, emptyUser, mergePatch, reduceClient, reduceConv, reduceHub, reduceUser } from './reduce';
 export type {
   AppliedConfig, AskState, ClientState, ConfigDoc, ConvProperties, ConvState, HubState, InboxAsk, InboxConv, InboxRun,
-  Message, Part, PartKind, Role, RunFault, RunState, RunStatus, ToolProgress, ToolState, ToolStatus, Usage, UserState,
+  Message, Part, PartKind, Role, RunFault, RunState, RunStatus, ToolProgress, ToolState, ToolStatus, Trimmed, Usage, UserState,
+  Waiting,
 } from './shapes';
 export type { Change, TopicHandle } from './topic';
 export type { Bye, Limits, Lost, ServerInfo, SessionInfo, TopicEvent, UserInfo } from './wire';

@@ -30,6 +30,7 @@ export type ErrorKind =
   | 'message.unknown'
   | 'kind.unknown'
   | 'model.unknown'
+  | 'generation.unknown'
   | 'tool.unknown'
   | 'file.unknown'
   | 'token.unknown'
@@ -138,6 +139,13 @@ export interface Auth {
 /** The token will expire; without `auth.refresh` by then the connection ends with 4004. */
 export interface AuthExpiring {
   in_ms: number;
+}
+
+/** A user's budgets; those that are set. */
+export interface BudgetView {
+  day?: DollarBudget;
+  month?: DollarBudget;
+  day_tokens?: TokenBudget;
 }
 
 /** The connection will be closed: with which code, why, whether to come back, and after how long. */
@@ -279,6 +287,13 @@ export interface ConversationView {
   snap: Json;
 }
 
+/** A budget in US dollars, and what of it is used; it begins anew at `resets_at`, Unix ms. */
+export interface DollarBudget {
+  limit_usd: number;
+  spent_usd: number;
+  resets_at: number;
+}
+
 /** Why a request was not fulfilled. */
 export interface ErrorBody {
   /** A JSON-RPC code below 0, else the HTTP status. */
@@ -300,6 +315,12 @@ export interface ErrorData {
   path?: string;
   /** Names the line of the hub's log. */
   trace?: string;
+}
+
+/** The vendor's id of an answer (`request` of `step.close`), and whose it is; else all providers are asked. */
+export interface GenerationRef {
+  id: string;
+  provider?: string | null;
 }
 
 /** The answer to `hello`. */
@@ -452,21 +473,113 @@ export interface MessageListed {
   before?: string;
 }
 
-/** A model: its full name `provider/model` and what is known of it. */
-export interface ModelInfo {
+/** Which model, and the config that it is to run on. */
+export interface ModelCheck {
   model: string;
+  config?: RunConfig | null;
+}
+
+/** Whether runs on it can begin; else the kind of error and why, in words for a person. */
+export interface ModelChecked {
+  ok: boolean;
+  kind?: string;
+  message?: string;
+}
+
+/** How many of the models that fit have what. */
+export interface ModelFacets {
+  /** How many fit. */
+  total: number;
+  /** By who serves them. */
+  providers: Record<string, number>;
+  /** By who made them. */
+  authors: Record<string, number>;
+  /** By what they can do. */
+  abilities: Record<string, number>;
+  /** By the tokens that fit: from the number that is the key to below the next one; or `unknown`. */
+  context: Record<string, number>;
+  /**
+   * By the dollars for a million input tokens: up to the number that is the key, from above the one before; or `more`,
+   * or `unknown`.
+   */
+  price: Record<string, number>;
+}
+
+/** Which models. One of which something is not known does not fit where it is asked for. */
+export interface ModelFilter {
+  /** Words that all stand in the name, the label or the author. */
+  q?: string;
+  /** Who serves it. */
+  provider?: string | null;
+  /** Who made it; the provider, where no other is known. */
+  author?: string | null;
+  /** What it can do, all of it. */
+  ability?: ('files' | 'images' | 'json' | 'reasoning' | 'tools')[];
+  /** Tokens that fit at least. */
+  min_context?: number | null;
+  /** The most that a million input tokens may cost, in US dollars. */
+  max_price?: number | null;
+  /** Whether it costs nothing. */
+  free?: boolean | null;
+}
+
+/** A model and what is known of it. */
+export interface ModelInfo {
+  /** Its full name, `provider/model`. */
+  model: string;
+  /** Who serves it. */
   provider: string;
-  label?: string;
+  /** For people. */
+  label: string;
+  /** Who made it, where that is another than the provider. */
+  author?: string;
+  /** Tokens that fit. */
   context?: number;
-  /** Default `false`. */
+  /** The most tokens of one answer. */
+  output?: number;
+  /** What it can do. */
+  abilities?: ('files' | 'images' | 'json' | 'reasoning' | 'tools')[];
+  /** What it costs. */
+  price?: Price;
+  /** When it came out, Unix seconds. */
+  created?: number;
+  /** It is scripted. Default `false`. */
   demo?: boolean;
-  /** Default `false`. */
+  /** It is used where nobody chose another. Default `false`. */
   default?: boolean;
 }
 
-/** The models that runs can use. */
+/** Which models, in which order, how many. */
+export interface ModelList {
+  /** As of `model.facets`. */
+  q?: string;
+  /** As of `model.facets`. */
+  provider?: string | null;
+  /** As of `model.facets`. */
+  author?: string | null;
+  /** As of `model.facets`. */
+  ability?: ('files' | 'images' | 'json' | 'reasoning' | 'tools')[];
+  /** As of `model.facets`. */
+  min_context?: number | null;
+  /** As of `model.facets`. */
+  max_price?: number | null;
+  /** As of `model.facets`. */
+  free?: boolean | null;
+  /**
+   * By `name`, the lowest `price` of input, the largest `context` or the `newest` first, what is not known last; left
+   * out, the default comes first and the others as their providers list them.
+   */
+  sort?: 'context' | 'name' | 'newest' | 'price' | null;
+  /** How many at most. Default `1000`. */
+  limit?: number;
+  /** How many to leave out before them. Default `0`. */
+  offset?: number;
+}
+
+/** Models that runs can use; `total` is how many fit, with those that are not in this page. */
 export interface ModelListed {
   models: ModelInfo[];
+  total: number;
 }
 
 /** Nothing to tell. */
@@ -552,6 +665,18 @@ export interface Position {
   from?: 'head' | 'snapshot' | null;
 }
 
+/** What tokens cost, in US dollars per million. */
+export interface Price {
+  /** Tokens sent and written; reasoning counts as written. */
+  input: number;
+  /** Tokens sent and written; reasoning counts as written. */
+  output: number;
+  /** Tokens sent that the vendor still had; like `input` where it is left out. */
+  cached?: number;
+  /** Tokens sent that the vendor keeps for later; like `input` where it is left out. */
+  cache_write?: number;
+}
+
 /** Names of what a plugin brings; `topics` holds its family, if it has one. */
 export interface Provides {
   tools?: string[];
@@ -612,6 +737,46 @@ export interface RunClose {
   usage: Usage;
   ts: number;
   error?: RunError | null;
+}
+
+/** What every kind's config has, as far as it makes sense to it; a kind's own struct extends it. */
+export interface RunConfig {
+  /** `provider/model`; left out means the hub's default. */
+  model?: string | null;
+  /** Sampling temperature; left out means the vendor's own default. */
+  temperature?: number | null;
+  /** The most tokens of one answer. */
+  max_tokens?: number | null;
+  /** Nucleus sampling. */
+  top_p?: number | null;
+  /** Texts at which the model stops. */
+  stop?: string[] | null;
+  /** For answers that can be had again, where the vendor can. */
+  seed?: number | null;
+  /** How much the model is to think, where it can. */
+  reasoning?: 'high' | 'low' | 'max' | 'medium' | 'minimal' | 'none' | 'xhigh' | null;
+  /** The system prompt. */
+  system?: string | null;
+  /** Which tools are off or on, by name; one that is not named is on. */
+  tools?: Record<string, boolean>;
+  /** How many model rounds a run may take before it ends with `limit`. Default `5`. */
+  rounds?: number;
+  /** Models that take over, in this order, when one fails. */
+  fallbacks?: string[];
+  /**
+   * Leave out the oldest messages where the conversation does not fit the model; else such a run fails. Default `true`.
+   */
+  trim?: boolean;
+  /** How often a round is tried again after a broken answer. Default `2`. */
+  retries?: number;
+  /** Deadlines of one model round: to the first token, between two, for all. Default `60.0`. */
+  first_token_s?: number;
+  /** Deadlines of one model round: to the first token, between two, for all. Default `60.0`. */
+  gap_s?: number;
+  /** Deadlines of one model round: to the first token, between two, for all. Default `600.0`. */
+  total_s?: number;
+  /** Members for the vendor, sent as they are. */
+  extra?: Json;
 }
 
 /** Why a run failed: a stable kind, words for a person, whether trying again may help. */
@@ -740,7 +905,7 @@ export interface SessionTold {
 
 /**
  * A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` … `ms` is how
- * long it took, `request` the vendor's id of the answer.
+ * long it took, `request` the vendor's id of the answer, `error` why another model takes over.
  */
 export interface StepClose {
   run: string;
@@ -749,6 +914,7 @@ export interface StepClose {
   usage?: Usage | null;
   ms?: number | null;
   request?: string | null;
+  error?: RunError | null;
 }
 
 /** A model round begins; it runs on the config of this moment. */
@@ -776,6 +942,13 @@ export interface Subscribed {
   t?: number;
   snap?: unknown;
   lost?: Json;
+}
+
+/** A budget in tokens, and what of it is used; it begins anew at `resets_at`, Unix ms. */
+export interface TokenBudget {
+  limit_tokens: number;
+  spent_tokens: number;
+  resets_at: number;
 }
 
 /** Which token. */
@@ -915,6 +1088,82 @@ export interface Usage {
   cost_usd?: number | null;
 }
 
+/** Of which steps, and how they are put together. */
+export interface UsageGet {
+  /** What makes a row. Default `'day'`. */
+  by?: 'conv' | 'day' | 'model' | 'run' | 'user';
+  /** The first day, UTC; left out, the range has 30 days. */
+  from?: string | null;
+  /** The last day, UTC; left out, today. */
+  to?: string | null;
+  /** Of one conversation. */
+  conv?: string | null;
+  /** Of one run. */
+  run?: string | null;
+  /** Of one model, `provider/model`. */
+  model?: string | null;
+  /** Of another user, or with `*` of all; for administrators, as is `by` with `user`, which is of all. */
+  user?: string | null;
+  /** How many rows at most: the newest days, else those that cost the most. Default `1000`. */
+  limit?: number;
+}
+
+/**
+ * Days in their order, else what cost the most first; the sum of all; the user's budgets, if there are any. `more`
+ * tells that there are more rows than were asked for; `total` counts them all.
+ */
+export interface UsageReport {
+  rows: UsageRow[];
+  total: UsageSum;
+  budget?: BudgetView;
+  /** Default `false`. */
+  more?: boolean;
+}
+
+/** What the steps of a day, model, conversation, run or user took. */
+export interface UsageRow {
+  /** As of the total. */
+  steps: number;
+  /** As of the total. */
+  input: number;
+  /** As of the total. */
+  output: number;
+  /** As of the total. */
+  reasoning: number;
+  /** As of the total. */
+  cached: number;
+  /** As of the total. */
+  cache_write: number;
+  /** As of the total. */
+  unpriced: number;
+  /** As of the total. */
+  cost_usd?: number;
+  /** The day, or the id or name of the other. */
+  key: string;
+  /** The title of a conversation of one's own that is still there, the label of a model. */
+  label?: string;
+}
+
+/** What some steps took together. */
+export interface UsageSum {
+  /** How many they are; those that ended without their usage being told are not among them. */
+  steps: number;
+  /** Tokens sent and written. */
+  input: number;
+  /** Tokens sent and written. */
+  output: number;
+  /** How many of those written are thoughts. */
+  reasoning: number;
+  /** How many of those sent the vendor still had. */
+  cached: number;
+  /** How many of those sent the vendor keeps for later. */
+  cache_write: number;
+  /** For how many steps the price is not known; they are missing in `cost_usd`. */
+  unpriced: number;
+  /** In US dollars; left out where the price is known of no step. */
+  cost_usd?: number;
+}
+
 /** Who calls. A user with the role `admin` may what `admin` operations do. */
 export interface User {
   id: string;
@@ -943,8 +1192,14 @@ export interface Operations {
   'conversation.update': { params: ConversationUpdate; result: Changed };
   /** Older messages of a conversation. */
   'message.list': { params: MessageList; result: MessageListed };
+  /** Whether a model works: its provider takes the key, and the model is there and takes the config. */
+  'model.check': { params: ModelCheck; result: ModelChecked };
+  /** How many of the models there are by what they can be picked. */
+  'model.facets': { params: ModelFilter; result: ModelFacets };
+  /** What a vendor keeps of an answer. */
+  'model.generation': { params: GenerationRef; result: Json };
   /** The models that runs can use. */
-  'model.list': { params: Nothing; result: ModelListed };
+  'model.list': { params: ModelList; result: ModelListed };
   /** The plugins, what each brings, and what is wrong with it. */
   'plugin.list': { params: Nothing; result: PluginListed };
   /** End a run; what came stays. */
@@ -967,6 +1222,8 @@ export interface Operations {
   'token.new': { params: TokenNew; result: TokenMade };
   /** The hub's tools. */
   'tool.list': { params: Nothing; result: ToolListed };
+  /** What model rounds took: tokens, and money where prices are known. */
+  'usage.get': { params: UsageGet; result: UsageReport };
   /** Who the caller is. */
   'user.me': { params: Nothing; result: User };
 }

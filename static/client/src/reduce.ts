@@ -119,6 +119,7 @@ const convFold: Fold<ConvState> = {
     if (d.error) run.error = d.error;
     else delete run.error;
     delete run.after_ms;
+    delete run.why;
   },
   'step.open'(state, d) {
     const run = state.runs[d.run];

@@ -13,6 +13,9 @@ export type RunStatus =
 export type ToolStatus =
   | 'running' | 'ok' | 'error' | 'denied' | 'invalid' | 'timeout' | 'cancelled' | 'lost' | (string & {});
 
+/** How a step ended; after `fallback` another model takes over. */
+export type Finish = 'stop' | 'tools' | 'length' | 'refused' | 'config' | 'fallback' | 'cancelled' | 'failed' | (string & {});
+
 /** A sparse config document: only what was set at its scope. */
 export type ConfigDoc = Record<string, any>;
 
@@ -20,8 +23,12 @@ export type ConfigDoc = Record<string, any>;
 export interface Usage {
   input: number;
   output: number;
+  /** Of those written, the ones that are thoughts. */
   reasoning?: number;
+  /** Of those sent, the ones that the vendor still had, or keeps for later. */
   cached?: number;
+  cache_write?: number;
+  /** Left out where the price is not known. */
   cost_usd?: number;
   [member: string]: number | undefined;
 }
@@ -38,6 +45,9 @@ export interface Part {
   call?: string;
   agent?: string | null;
   ts?: number;
+  /** Of reasoning: how long the model thought, and what its vendor wants to have back. */
+  ms?: number;
+  replay?: unknown;
   /** Uploaded content of kind `image` and `file`. */
   ref?: string;
   mime?: string;
@@ -55,6 +65,17 @@ export interface Message {
   parent?: string | null;
   ts?: number;
   parts: Part[];
+  /** Of an assistant's message: the step that made it. The members below are there once that is closed. */
+  step?: number;
+  model?: string;
+  usage?: Usage | null;
+  /** How long the step took. */
+  ms?: number | null;
+  finish?: Finish;
+  /** The vendor's id of the answer. */
+  request?: string | null;
+  /** Of a step that ended by `fallback`: why another model takes over. */
+  error?: RunFault | null;
   [member: string]: unknown;
 }
 
@@ -62,6 +83,21 @@ export interface RunFault {
   kind: string;
   message: string;
   retry: boolean;
+}
+
+/** What the hub waits for before it asks a model again: the failure, and the number of the next attempt. */
+export interface Waiting {
+  kind: string;
+  message: string;
+  attempt: number;
+  of: number;
+}
+
+/** So many of the oldest messages were left out of a step, to fit a model that takes `context` tokens. */
+export interface Trimmed {
+  step: number;
+  messages: number;
+  context: number;
 }
 
 /** Which revision of its config a run works with, and since which step. */
@@ -89,7 +125,10 @@ export interface RunState {
   ts?: number;
   /** What the run's kind keeps here: a plan, for instance. */
   data?: any;
+  /** While it waits for a model: how long from when that was told, and why. */
   after_ms?: number;
+  why?: Waiting;
+  trimmed?: Trimmed;
   error?: RunFault;
   applied?: AppliedConfig;
   [member: string]: unknown;

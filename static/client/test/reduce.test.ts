@@ -32,6 +32,35 @@ test('merged deltas and a superseded progress fold to the same state', () => {
   expect(state).toEqual(other);
 });
 
+test('a closed step is told by its message, with the model that made it, and counts for the run', () => {
+  const state = emptyConv('c1');
+  const usage = { input: 9, output: 3, cost_usd: 0.5 };
+  for (const [e, d] of [
+    ['run.open', { run: 'r1', kind: 'chat', config: {}, rev: 1, status: 'running' }],
+    ['step.open', { run: 'r1', step: 1, model: 'a/one' }],
+    ['message.add', { msg: 'm1', role: 'assistant', run: 'r1', step: 1, parts: [] }],
+    ['step.close', { run: 'r1', step: 1, finish: 'fallback', usage, error: { kind: 'provider.timeout', message: 'Slow', retry: true } }],
+    ['step.open', { run: 'r1', step: 2, model: 'b/two' }],
+    ['message.add', { msg: 'm2', role: 'assistant', run: 'r1', step: 2, parts: [] }],
+    ['step.close', { run: 'r1', step: 2, finish: 'stop', usage, ms: 1200, request: 'q2' }],
+  ] as [string, any][]) reduceConv(state, e, d);
+  expect(state.messages).toMatchObject([
+    { msg: 'm1', model: 'a/one', finish: 'fallback', error: { message: 'Slow' } },
+    { msg: 'm2', model: 'b/two', finish: 'stop', usage, ms: 1200, request: 'q2' },
+  ]);
+  expect(state.runs.r1).toMatchObject({ usage: { input: 18, output: 6, cost_usd: 1 }, model: 'b/two' });
+});
+
+test('a run that ends waits for nothing any more', () => {
+  const state = emptyConv('c1');
+  reduceConv(state, 'run.open', { run: 'r1', kind: 'chat', config: {}, rev: 1, status: 'running' });
+  reduceConv(state, 'run', { run: 'r1', patch: { status: 'waiting', after_ms: 900, why: { kind: 'provider.timeout', message: 'Slow', attempt: 2, of: 3 } } });
+  expect(state.runs.r1).toMatchObject({ status: 'waiting', after_ms: 900, why: { attempt: 2 } });
+  reduceConv(state, 'run.close', { run: 'r1', status: 'cancelled', usage: { input: 0, output: 0 } });
+  expect(state.runs.r1).not.toHaveProperty('after_ms');
+  expect(state.runs.r1).not.toHaveProperty('why');
+});
+
 test('events about what is not known change nothing', () => {
   const state = emptyConv('c1');
   const unknown: [string, any][] = [

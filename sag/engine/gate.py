@@ -1,0 +1,256 @@
+"""Who may call a model's server now: a limiter for each model under a key, a circuit breaker for each server.
+
+All runs share them, so that fifty runs that meet a rate limit do not ask fifty times over. Pure but for timers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+
+from sag.hooks.provider import ProviderError
+
+LONGEST_S = 60.0
+WINDOW = 24
+CALM = 4
+BREAK_AFTER = 5
+BREAK_S = (1.0, 30.0)
+
+
+class Ticket:
+    """One call that the limiter let through. Tell it what became of the call; then and in any case `leave`."""
+
+    __slots__ = ("_gate", "_left", "_period")
+
+    def __init__(self, gate: Gate, period: int) -> None:
+        self._gate, self._period, self._left = gate, period, False
+
+    def answered(self) -> None:
+        """The server has begun to answer."""
+        if not self._left:
+            self._left = True
+            self._gate._answer()
+
+    def limited(self, after_s: float | None) -> None:
+        """The server refuses for now, and says for how long, or does not."""
+        self._gate._limit(after_s, self._period)
+        self.leave()
+
+    def leave(self) -> None:
+        """The call is over."""
+        if not self._left:
+            self._left = True
+            self._gate._leave()
+
+
+class Gate:
+    """Lets calls through as fast as the server takes them.
+
+    As long as nothing is refused, so many calls may be unanswered at a time as were answered before, `WINDOW` at first;
+    the answers set the pace, as in TCP. When one is refused, all wait as long as the server asks; after that no more
+    go out in each such span than were answered in the last, and half as many more each time while that goes well.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._window = WINDOW
+        self._out = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._opens = 0.0
+        self._strikes = 0
+        self._refusal: ProviderError | None = None
+        self._period = 0
+        self._period_s = 0.0
+        self._period_ends = 0.0
+        self._quota: int | None = None
+        self._begun = self._answers = self._calm = 0
+
+    async def enter(self, tell: Callable[[float | None], None]) -> Ticket:
+        """Wait for one's turn.
+
+        Args:
+            tell: Is called before a wait, with about how many seconds it takes, or None.
+
+        Raises:
+            ProviderError: provider.rate_limit, where the server asks for more than a minute, or the turn did not come
+                in that time.
+        """
+        if self._refusal is not None and self._loop.time() < self._opens:
+            raise self._refusal
+        if not self._waiting and self._blocked_s() is None:
+            return self._begin()
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(turn)
+        blocked_s = self._pump()
+        if not turn.done():
+            tell(blocked_s if blocked_s is not None and math.isfinite(blocked_s) else None)
+        try:
+            async with asyncio.timeout(LONGEST_S):
+                await turn
+        except TimeoutError:
+            text = f"So many calls wait for this model that the turn did not come within {LONGEST_S:g} s."
+            raise ProviderError("provider.rate_limit", text, retry=False) from None
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # let through in the same moment
+                self._leave()
+            raise
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                self._pump()
+        return Ticket(self, self._period)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it holds nothing worth keeping."""
+        return not self._out and not self._waiting and self._quota is None and self._opens < self._loop.time()
+
+    def _begin(self) -> Ticket:
+        self._out += 1
+        self._begun += 1
+        return Ticket(self, self._period)
+
+    def _blocked_s(self) -> float | None:
+        """How long until another call may begin: None for now, infinity for as soon as one is answered."""
+        now = self._loop.time()
+        if now < self._opens:
+            return self._opens - now
+        self._refusal = None
+        if self._quota is not None and now >= self._period_ends:
+            self._next_period(now)
+        if self._quota is not None and self._begun >= self._quota:
+            return self._period_ends - now
+        return math.inf if self._out >= self._window else None
+
+    def _next_period(self, now: float) -> None:
+        assert self._quota is not None
+        self._calm += 1
+        if self._begun >= self._quota:
+            self._quota = math.ceil(self._quota * 1.5)
+        elif self._calm >= CALM:
+            self._quota = None
+        self._period_ends = now + self._period_s
+        self._begun = self._answers = 0
+
+    def _pump(self) -> float | None:
+        """Let through who may go."""
+        while self._waiting:
+            blocked_s = self._blocked_s()
+            if blocked_s is not None:
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+                if math.isfinite(blocked_s):
+                    self._timer = self._loop.call_later(blocked_s + 0.001, self._pump)
+                return blocked_s
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._begin()
+                turn.set_result(None)
+        return None
+
+    def _answer(self) -> None:
+        self._out -= 1
+        self._strikes = 0
+        self._answers += 1
+        self._window = min(self._window + 1, 4096)
+        self._pump()
+
+    def _leave(self) -> None:
+        self._out -= 1
+        self._pump()
+
+    def _limit(self, after_s: float | None, period: int) -> None:
+        now = self._loop.time()
+        if period == self._period:  # the first refusal since the gate opened; the others went out before it came
+            self._period += 1
+            self._strikes += 1
+            self._quota = max(1, self._answers)
+            self._window = max(1, min(self._window, self._answers))
+            self._calm = self._begun = self._answers = 0
+        wait_s = min(8.0, 0.25 * 2.0**self._strikes) if after_s is None else after_s
+        if wait_s > LONGEST_S:
+            text = f"The model's server asks to wait for {_words(wait_s)}."
+            self._refusal = ProviderError("provider.rate_limit", text, after_s=wait_s, retry=False)
+            wait_s = LONGEST_S
+        self._opens = max(self._opens, now + wait_s * random.uniform(1.0, 1.1))
+        self._period_s = max(0.5, wait_s)
+        self._period_ends = self._opens + self._period_s
+
+
+class Breaker:
+    """Keeps calls from a server that does not answer.
+
+    After `BREAK_AFTER` failures in a row it is left alone for a while, then one call at a time tries if it is back.
+    """
+
+    def __init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._failures = 0
+        self._opens = 0.0
+        self._pause_s = BREAK_S[0]
+        self._probing = False
+
+    def enter(self) -> None:
+        """Before a call.
+
+        Raises:
+            ProviderError: provider.unreachable, with the time after which to try again.
+        """
+        if self._failures < BREAK_AFTER:
+            return
+        left_s = self._opens - self._now()
+        if left_s > 0 or self._probing:
+            text = "The model's server has not answered lately."
+            raise ProviderError("provider.unreachable", text, after_s=max(left_s, 0.5))
+        self._probing = True
+
+    def answered(self) -> None:
+        """The server answered, be it with an error."""
+        self._failures, self._pause_s, self._probing = 0, BREAK_S[0], False
+
+    def failed(self) -> None:
+        """The server could not be reached, or did not answer."""
+        self._failures += 1
+        self._probing = False
+        if self._failures >= BREAK_AFTER:
+            self._opens = self._now() + self._pause_s
+            self._pause_s = min(self._pause_s * 2, BREAK_S[1])
+
+    def left(self) -> None:
+        """The call was given up before it could tell."""
+        self._probing = False
+
+
+class Gates:
+    """The limiters by a model's full name, the breakers by a provider's."""
+
+    def __init__(self) -> None:
+        self._gates: dict[str, Gate] = {}
+        self._breakers: dict[str, Breaker] = {}
+
+    def gate(self, model: str) -> Gate:
+        """The limiter of a model."""
+        gate = self._gates.get(model)
+        if gate is None:
+            if len(self._gates) >= 256:
+                self._gates = {name: one for name, one in self._gates.items() if not one.idle}
+            gate = self._gates[model] = Gate()
+        return gate
+
+    def breaker(self, provider: str) -> Breaker:
+        """The breaker of a provider's server."""
+        breaker = self._breakers.get(provider)
+        if breaker is None:
+            breaker = self._breakers[provider] = Breaker()
+        return breaker
+
+
+def _words(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
