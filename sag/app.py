@@ -122,6 +122,7 @@ class App:
         self._announcing: asyncio.Task[None] | None = None
         self._again = False
         self._housekeeping: asyncio.Task[None] | None = None
+        self._listing: list[asyncio.Task[None]] = []
         self._started = False
 
     def _check_provider(self) -> None:
@@ -172,7 +173,8 @@ class App:
             self.hub.spawn(self.outbound.warm())
         for provider in self.extensions.providers.values():
             if hasattr(provider, "list_models"):
-                self.hub.spawn(self.models.keep_fresh(provider, self.host.noter(provider.name)))
+                listing = self.models.keep_fresh(provider, self.host.noter(provider.name))
+                self._listing.append(asyncio.create_task(listing, name=f"models of {provider.name}"))
         self._write_address()
         gc.collect()
         gc.freeze()  # measured: a full collection with 5,000 idle sockets stops the loop for 179 ms
@@ -209,7 +211,7 @@ class App:
     async def stop(self) -> None:
         """End everything and close the journal."""
         self.watchdog.stop()
-        for task in (self._housekeeping, self._announcing):
+        for task in (self._housekeeping, self._announcing, *self._listing):
             if task is not None:
                 task.cancel()
         await self.engine.stop()

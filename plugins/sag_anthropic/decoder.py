@@ -116,6 +116,7 @@ class MessagesDecoder:
         self._calls = 0
         self._spoke = False
         self._usage = [0, 0, 0, 0, 0]
+        self._untold = False
         self._reason = ""
         self._explanation = ""
         self._failure: ProviderError | None = None
@@ -190,6 +191,14 @@ class MessagesDecoder:
                 raise ProviderError("provider.protocol", "The model's server sends data that is no JSON.") from None
             event = read
         self._seen = True
+        before = len(out)
+        self._read(event, out)
+        if self._untold and len(out) > before:
+            # What the input took comes at once, long before the model begins to answer; it is told when that does.
+            self._untold = False
+            out.insert(before, self._write_usage())
+
+    def _read(self, event: _Event, out: list[Chunk]) -> None:
         kind = event.type
         if kind == "content_block_delta":
             self._take_delta(event.index or 0, event.delta, out)
@@ -199,7 +208,8 @@ class MessagesDecoder:
             self._close(event.index or 0, out)
         elif kind == "message_start":
             if event.message is not None and event.message.usage is not None:
-                self._count(event.message.usage, out)
+                self._count(event.message.usage)
+                self._untold = True
         elif kind == "message_delta":
             self._take_message(event, out)
         elif kind == "message_stop":
@@ -269,9 +279,11 @@ class MessagesDecoder:
             if delta.stop_details is not None:
                 self._explanation = delta.stop_details.explanation or self._explanation
         if event.usage is not None:
-            self._count(event.usage, out)
+            self._count(event.usage)
+            self._untold = False
+            out.append(self._write_usage())
 
-    def _count(self, usage: _Usage, out: list[Chunk]) -> None:
+    def _count(self, usage: _Usage) -> None:
         # All counts are cumulative, and those of the input may come with the first event alone.
         details = usage.output_tokens_details
         told = (
@@ -282,9 +294,10 @@ class MessagesDecoder:
             details.thinking_tokens if details is not None else None,
         )
         self._usage = [max(known, new or 0) for known, new in zip(self._usage, told, strict=True)]
+
+    def _write_usage(self) -> UsageChunk:
         fresh, written, cached, output, thinking = self._usage
-        used = Usage(fresh + written + cached, output, reasoning=thinking, cached=cached, cache_write=written)
-        out.append(UsageChunk(used))
+        return UsageChunk(Usage(fresh + written + cached, output, thinking, cached, written))
 
     def _end(self, out: list[Chunk]) -> None:
         for index in sorted(self._blocks):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -21,15 +22,17 @@ from sag.plugin import (
     Finish,
     ProviderError,
     Reasoning,
+    Replay,
     SseEvents,
     Text,
     Usage,
     UsageChunk,
     load_json,
-    to_unicode,
 )
+from sag_openai import details, lenient
 from sag_openai.failure import name_failure
 
+Json = dict[str, Any]
 Reason = Literal["stop", "tools", "length", "refused"]
 
 _REASONS: dict[str, Reason] = {
@@ -59,6 +62,7 @@ class _Delta(Struct, gc=False):
     reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
+    reasoning_details: msgspec.Raw = lenient.NOTHING
     tool_calls: list[_Call] | None = None
     function_call: _Function | None = None
 
@@ -71,10 +75,15 @@ class _Choice(Struct, gc=False):
 
 class _InputDetails(Struct, gc=False):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class _OutputDetails(Struct, gc=False):
     reasoning_tokens: int | None = None
+
+
+class _CostDetails(Struct, gc=False):
+    upstream_inference_cost: float | None = None
 
 
 class _Usage(Struct, gc=False):
@@ -83,21 +92,24 @@ class _Usage(Struct, gc=False):
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
+    cost: float | None = None
+    cost_details: _CostDetails | None = None
+    is_byok: bool | None = None
 
 
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = lenient.NOTHING
     object: str | None = None
-    message: msgspec.Raw | None = None
+    message: msgspec.Raw = lenient.NOTHING
 
 
 _decode: Callable[[bytes], _Chunk] = msgspec.json.Decoder(_Chunk).decode
 
 
-class ChatDecoder:
-    """The decoder of one answer (`sag.plugin.Decoder`).
+class StreamDecoder(ABC):
+    """What the decoders of both of OpenAI's interfaces have in common (`sag.plugin.Decoder`).
 
     Args:
         secret: The key, which is blotted out of the vendor's words.
@@ -107,13 +119,8 @@ class ChatDecoder:
     def __init__(self, secret: str = "", limit: int = 1 << 20) -> None:
         self._events = SseEvents(limit)
         self._secret = secret
-        self._indexes: dict[int, int] = {}
-        self._ids: list[str] = []
-        self._filled: list[bool] = []
         self._failure: ProviderError | None = None
-        self._refused = False
         self._finished = False
-        self._done = False
         self._seen = False
 
     def feed(self, data: bytes) -> Sequence[Chunk]:
@@ -144,8 +151,7 @@ class ChatDecoder:
         """What remains at the end of the body.
 
         Raises:
-            ProviderError: provider.truncated without a finish_reason and `[DONE]`, provider.protocol if nothing that
-                came was an event.
+            ProviderError: provider.truncated without the end mark, provider.protocol if nothing that came was an event.
         """
         if self._failure is not None:
             raise self._failure
@@ -166,6 +172,45 @@ class ChatDecoder:
             raise ProviderError("provider.truncated", "The model's answer ended without its end mark.")
         return out
 
+    @abstractmethod
+    def _take(self, data: bytes, lines: list[bytes], out: list[Chunk]) -> None:
+        """Decode one event: its data, and the lines that it came in."""
+
+    def _take_lines(self, lines: list[bytes], out: list[Chunk]) -> None:
+        """An event whose data is no JSON: of a server that forgets blank lines, or of none."""
+        if len(lines) > 1:
+            for line in lines:
+                self._take(line, [line], out)
+        elif not self._finished:
+            raise ProviderError("provider.protocol", "The model's server sends data that is no JSON.")
+
+    def _check_stray(self, line: bytes) -> None:
+        # Some proxies put their error's JSON into the stream as it is.
+        if line.startswith(b"{"):
+            body = load_json(line)
+            if isinstance(body, dict) and body.get("error"):
+                raise name_failure(body, self._secret)
+
+
+class ChatDecoder(StreamDecoder):
+    """The decoder of one answer of chat completions.
+
+    Args:
+        secret: The key, which is blotted out of the vendor's words.
+        limit: The most bytes of one line and of one event.
+        router: It comes from OpenRouter: thoughts are to be replayed, and the cost is told.
+    """
+
+    def __init__(self, secret: str = "", limit: int = 1 << 20, *, router: bool = False) -> None:
+        super().__init__(secret, limit)
+        self._indexes: dict[int, int] = {}
+        self._ids: list[str] = []
+        self._filled: list[bool] = []
+        self._router = router
+        self._details: list[Json] = []
+        self._refused = False
+        self._done = False
+
     def _take(self, data: bytes, lines: list[bytes], out: list[Chunk]) -> None:
         if self._done:
             return
@@ -177,26 +222,20 @@ class ChatDecoder:
                 return
             read = _read_leniently(data)
             if read is None:
-                if len(lines) > 1:
-                    # A server that forgets blank lines.
-                    for line in lines:
-                        self._take(line, [line], out)
-                    return
-                if self._finished:
-                    return
-                raise ProviderError("provider.protocol", "The model's server sends data that is no JSON.") from None
+                self._take_lines(lines, out)
+                return
             chunk = read
         self._seen = True
-        if chunk.error is not None and chunk.error not in (b"null", b"{}", b'""', b"false"):
-            raise name_failure({"error": load_json(bytes(chunk.error))}, self._secret)
-        if chunk.object == "error" and chunk.message is not None:
+        if chunk.error and (error := load_json(bytes(chunk.error))):
+            raise name_failure({"error": error}, self._secret)
+        if chunk.object == "error" and chunk.message:
             raise name_failure(load_json(data), self._secret)
         if chunk.choices:
             for choice in chunk.choices:
                 if not choice.index:
                     self._take_choice(choice, out)
         if chunk.usage is not None:
-            out.append(UsageChunk(_read_usage(chunk.usage)))
+            out.append(UsageChunk(_read_usage(chunk.usage, self._router)))
 
     def _take_choice(self, choice: _Choice, out: list[Chunk]) -> None:
         delta = choice.delta
@@ -205,6 +244,10 @@ class ChatDecoder:
                 out.append(Reasoning(delta.reasoning))
             elif delta.reasoning_content:
                 out.append(Reasoning(delta.reasoning_content))
+            if delta.reasoning_details and self._router:
+                self._take_details(delta, out)
+            if self._details and (delta.content or delta.tool_calls):
+                self._give_details(out)
             if delta.content:
                 out.append(Text(delta.content))
             if delta.refusal:
@@ -219,7 +262,20 @@ class ChatDecoder:
             reason = choice.finish_reason
             if reason in _BROKEN:
                 raise ProviderError("provider.truncated", "The model's server broke its answer off.")
+            if self._details:
+                self._give_details(out)
             out.append(self._close(_REASONS.get(reason, "stop")))
+
+    def _take_details(self, delta: _Delta, out: list[Chunk]) -> None:
+        """Keep what is to be sent back; where it alone holds the thoughts, tell them from it."""
+        given = lenient.objects(load_json(bytes(delta.reasoning_details)))
+        self._details += given
+        if not delta.reasoning and not delta.reasoning_content and (text := details.text(given)):
+            out.append(Reasoning(text))
+
+    def _give_details(self, out: list[Chunk]) -> None:
+        out.append(Replay(details.merge(self._details)))
+        self._details = []
 
     def _take_call(self, call: _Call, out: list[Chunk]) -> None:
         """Pass a fragment on under an index of its own.
@@ -258,21 +314,20 @@ class ChatDecoder:
             return Finish("stop")
         return Finish(reason)
 
-    def _check_stray(self, line: bytes) -> None:
-        # Some proxies put their error's JSON into the stream as it is.
-        if line.startswith(b"{"):
-            body = load_json(line)
-            if isinstance(body, dict) and body.get("error"):
-                raise name_failure(body, self._secret)
 
-
-def _read_usage(usage: _Usage) -> Usage:
+def _read_usage(usage: _Usage, router: bool) -> Usage:
     inner, outer = usage.prompt_tokens_details, usage.completion_tokens_details
+    cost = usage.cost if router else None
+    if cost is not None and usage.is_byok and usage.cost_details is not None:
+        # On one's own key at the vendor, the router's part is not the whole.
+        cost += usage.cost_details.upstream_inference_cost or 0.0
     return Usage(
         input=usage.prompt_tokens or 0,
         output=usage.completion_tokens or 0,
         reasoning=(outer.reasoning_tokens if outer else 0) or 0,
         cached=(inner.cached_tokens if inner else 0) or usage.prompt_cache_hit_tokens or 0,
+        cache_write=(inner.cache_write_tokens if inner else 0) or 0,
+        cost_usd=cost,
     )
 
 
@@ -282,42 +337,48 @@ def _read_leniently(data: bytes) -> _Chunk | None:
     if not isinstance(given, dict):
         return None
     choices = []
-    for choice in _dicts(given.get("choices")):
+    for choice in lenient.objects(given.get("choices")):
         delta = choice.get("delta")
         delta = delta if isinstance(delta, dict) else {}
         calls = [
-            _Call(_int(call.get("index")), _text(call.get("id")), _function(call.get("function")))
-            for call in _dicts(delta.get("tool_calls"))
+            _Call(lenient.whole(call.get("index")), lenient.text(call.get("id")), _function(call.get("function")))
+            for call in lenient.objects(delta.get("tool_calls"))
         ]
         legacy = delta.get("function_call")
         read = _Delta(
-            content=_text(delta.get("content")),
-            reasoning=_text(delta.get("reasoning")),
-            reasoning_content=_text(delta.get("reasoning_content")),
-            refusal=_text(delta.get("refusal")),
+            content=lenient.text(delta.get("content")),
+            reasoning=lenient.text(delta.get("reasoning")),
+            reasoning_content=lenient.text(delta.get("reasoning_content")),
+            refusal=lenient.text(delta.get("refusal")),
+            reasoning_details=lenient.raw(delta.get("reasoning_details")),
             tool_calls=calls,
             function_call=_function(legacy) if legacy else None,
         )
-        choices.append(_Choice(read, _text(choice.get("finish_reason")), _int(choice.get("index"))))
+        choices.append(_Choice(read, lenient.text(choice.get("finish_reason")), lenient.whole(choice.get("index"))))
     usage = given.get("usage")
-    error = given.get("error")
     return _Chunk(
         choices=choices,
         usage=_usage(usage) if isinstance(usage, dict) else None,
-        error=msgspec.Raw(json.dumps(_clean(error)).encode()) if error else None,
-        object=_text(given.get("object")),
-        message=msgspec.Raw(b"1") if given.get("message") else None,
+        error=lenient.raw(given.get("error")),
+        object=lenient.text(given.get("object")),
+        message=lenient.raw(given.get("message")),
     )
 
 
-def _usage(given: dict[str, Any]) -> _Usage:
-    inner, outer = given.get("prompt_tokens_details"), given.get("completion_tokens_details")
+def _usage(given: Json) -> _Usage:
+    inner, outer, costs = (
+        found if isinstance(found := given.get(name), dict) else {}
+        for name in ("prompt_tokens_details", "completion_tokens_details", "cost_details")
+    )
     return _Usage(
-        _int(given.get("prompt_tokens")),
-        _int(given.get("completion_tokens")),
-        _InputDetails(_int(inner.get("cached_tokens"))) if isinstance(inner, dict) else None,
-        _OutputDetails(_int(outer.get("reasoning_tokens"))) if isinstance(outer, dict) else None,
-        _int(given.get("prompt_cache_hit_tokens")),
+        lenient.whole(given.get("prompt_tokens")),
+        lenient.whole(given.get("completion_tokens")),
+        _InputDetails(lenient.whole(inner.get("cached_tokens")), lenient.whole(inner.get("cache_write_tokens"))),
+        _OutputDetails(lenient.whole(outer.get("reasoning_tokens"))),
+        lenient.whole(given.get("prompt_cache_hit_tokens")),
+        lenient.number(given.get("cost")),
+        _CostDetails(lenient.number(costs.get("upstream_inference_cost"))),
+        given.get("is_byok") is True,
     )
 
 
@@ -326,32 +387,5 @@ def _function(given: Any) -> _Function:
         return _Function()
     arguments = given.get("arguments")
     if isinstance(arguments, dict):
-        arguments = json.dumps(_clean(arguments), ensure_ascii=False)
-    return _Function(_text(given.get("name")), _text(arguments))
-
-
-def _text(given: Any) -> str | None:
-    if isinstance(given, str):
-        return to_unicode(given)
-    if isinstance(given, list):
-        # Content as parts: [{"type": "text", "text": …}]
-        return "".join(_text(part.get("text")) or "" for part in _dicts(given))
-    return None
-
-
-def _dicts(given: Any) -> list[dict[str, Any]]:
-    return [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
-
-
-def _int(given: Any) -> int | None:
-    return int(given) if isinstance(given, int | float) and given == given and abs(given) < 1 << 53 else None
-
-
-def _clean(given: Any) -> Any:
-    if isinstance(given, str):
-        return to_unicode(given)
-    if isinstance(given, dict):
-        return {to_unicode(str(k)): _clean(v) for k, v in given.items()}
-    if isinstance(given, list):
-        return [_clean(v) for v in given]
-    return given
+        arguments = json.dumps(lenient.clean(arguments), ensure_ascii=False)
+    return _Function(lenient.text(given.get("name")), lenient.text(arguments))

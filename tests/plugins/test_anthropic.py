@@ -13,7 +13,9 @@ import msgspec
 import pytest
 
 import sag_anthropic
+from sag.engine.transport import Transport
 from sag.hooks.hub import Hub as HubImpl
+from sag.outbound import Outbound
 from sag.plugin import (
     CallFragment,
     CallRequest,
@@ -37,6 +39,21 @@ from sag.plugin import (
     Usage,
     UsageChunk,
     text_message,
+)
+from sag.testing.contract import PNG as CONTRACT_PNG
+from sag.testing.contract import SHORT, TOOLS, Answer
+from sag.testing.upstream import (
+    Calls,
+    Emit,
+    Fail,
+    FakeUpstream,
+    Refusal,
+    Say,
+    Script,
+    Think,
+    ToolCall,
+    fail,
+    say,
 )
 from sag_anthropic import Account, Settings, make_providers
 from sag_anthropic.catalog import CATALOG, FILE, NEWEST_SONNET, find
@@ -280,6 +297,13 @@ def test_counts_are_cumulative_and_none_is_lost():
     assert decode(body)[-2] == UsageChunk(Usage(7, 9, cached=2))
     later = start(input_tokens=0) + end(input_tokens=8, output_tokens=3)
     assert decode(later)[-2] == UsageChunk(Usage(8, 3))
+
+
+def test_what_the_input_took_is_told_when_the_answer_begins():
+    decoder = MessagesDecoder()
+    assert decoder.feed(start(input_tokens=5) + event({"type": "ping"}) + begin(0, type="text", text="")) == []
+    assert decoder.feed(delta(0, text="a") + delta(0, text="b")) == [UsageChunk(Usage(5, 0)), Text("a"), Text("b")]
+    assert decode(start(input_tokens=5), end(None)) == [UsageChunk(Usage(5, 0)), Finish("stop")]
 
 
 # ends and errors
@@ -1203,3 +1227,150 @@ def test_register_offers_what_is_configured():
 
 def test_it_fits_the_contract():
     assert isinstance(provider(), HttpProvider)
+
+
+# against a server that refuses what Anthropic refuses
+
+
+@pytest.fixture
+async def transport():
+    outbound = Outbound()
+    transport = Transport(outbound)
+    yield transport
+    transport.close()
+    await outbound.close()
+
+
+class Round(Answer):
+    """A round with the fake; it has to come to a good end."""
+
+    @classmethod
+    async def of(cls, up: FakeUpstream, transport: Transport, *messages: Message, **given: Any) -> "Round":
+        chunks: list[Chunk] = []
+        request = ask(*messages, **{"model": "fake", "tools": TOOLS, **given})
+        asked = MessagesProvider("anthropic", up.url, Secret(up.api_key), Secret(up.access_token))
+        asked.check(request)
+        await transport.run(asked, request, SHORT, chunks.extend)
+        return cls(chunks, None, 0)
+
+
+WORDS = text_message("user", "look it up")
+BOTH = Calls([ToolCall("look_up", {"query": "x"}), ToolCall("list_all", "")])
+
+
+@pytest.mark.parametrize("newer", [False, True])
+async def test_a_tool_loop_with_thoughts_of_both_kinds(transport, newer):
+    async with FakeUpstream("anthropic", models=[BOUND, OLD], reasoning_models=[BOUND], api_key="k") as up:
+        model = BOUND if newer else OLD
+        up.script(Script([Think("hidden", redacted=True), Think("a look-up"), Say("Wait."), BOTH]))
+        first = await Round.of(up, transport, WORDS, model=model, reasoning="high")
+        assert (first.thoughts, first.text, first.finish) == ("a look-up", "Wait.", "tools")
+        assert [call.name for call in first.calls] == ["look_up", "list_all"]
+        assert first.arguments == [{"query": "x"}, {}]
+        assert [thought.replay["type"] for thought in first.message.thoughts] == ["redacted_thinking", "thinking"]
+        image = FilePart("image/png", "a.png", CONTRACT_PNG)
+        results = [
+            Message("tool", [TextPart("found"), image], first.calls[0].id),
+            Message("tool", [TextPart("broken"), image], first.calls[1].id, failed=True),
+        ]
+        up.script(say("It is there."))
+        again = await Round.of(up, transport, WORDS, first.message, *results, model=model, reasoning="high")
+        assert (again.text, again.finish) == ("It is there.", "stop")
+        assert up.chats[-1].json["thinking"]["type"] == ("adaptive" if newer else "enabled")
+
+
+async def test_what_was_sent_once_is_read_from_the_cache_by_the_next_round(transport):
+    async with FakeUpstream("anthropic", api_key="k") as up:
+        system = text_message("system", "Be kind. " * 50)
+        up.script(Script([BOTH]), say("done"))
+        first = await Round.of(up, transport, system, WORDS)
+        results = [Message("tool", [TextPart("found")], call.id) for call in first.calls]
+        second = await Round.of(up, transport, system, WORDS, first.message, *results)
+        assert first.usage is not None
+        assert second.usage is not None
+        assert (first.usage.cached, second.usage.cached) == (0, first.usage.cache_write)
+        assert 0 < second.usage.cached < second.usage.input
+
+
+async def test_files_of_all_kinds_are_taken(transport):
+    async with FakeUpstream("anthropic", api_key="k") as up:
+        files: list[Part] = [
+            FilePart("image/png", "a.png", CONTRACT_PNG),
+            FilePart("application/pdf", "b.pdf", PDF),
+            FilePart("text/plain", "c.txt", b"text"),
+            FilePart("application/zip", "d.zip", b"PK"),
+        ]
+        up.script(say("I see."))
+        assert (await Round.of(up, transport, Message("user", files))).text == "I see."
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [text_message("assistant", "I begin.")],
+        [WORDS, text_message("assistant", " "), text_message("user", "\n"), text_message("assistant", "mine")],
+        [WORDS, Message("assistant", [CallRequest("k1", "gone", "{broken")]), Message("tool", [TextPart("")], "k1")],
+    ],
+)
+async def test_odd_transcripts_are_taken(transport, messages):
+    async with FakeUpstream("anthropic", api_key="k") as up:
+        up.script(say("ok"))
+        assert (await Round.of(up, transport, *messages, tools=[])).text == "ok"
+
+
+async def test_a_token_is_taken_in_place_of_a_key(transport):
+    async with FakeUpstream("anthropic", access_token="o") as up:
+        up.script(say("ok"))
+        assert (await Round.of(up, transport, WORDS)).text == "ok"
+        assert up.chats[0].headers["authorization"] == "Bearer o"
+
+
+@pytest.mark.parametrize(
+    ("script", "text", "finish"),
+    [
+        (Script([Say("half"), Refusal("no")]), "half", "refused"),
+        (Script([Refusal("That I may not.", "bio")]), "That I may not.", "refused"),
+        (say("so far", finish="pause_turn"), "so far", "length"),
+        (say("so far", finish="model_context_window_exceeded"), "so far", "length"),
+        (Script([Emit({"type": "new_event", "x": 1}), Say("ok")]), "ok", "stop"),
+    ],
+)
+async def test_how_answers_end(transport, script, text, finish):
+    async with FakeUpstream("anthropic", api_key="k") as up:
+        up.script(script)
+        answer = await Round.of(up, transport, WORDS)
+        assert (answer.text, answer.finish) == (text, finish)
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "after_ms"),
+    [
+        (fail(529, headers={"retry-after": "2"}), "provider.overloaded", 2000),
+        (fail(429), "provider.rate_limit", 60_000),
+        (fail(400, "prompt is too long: 9 tokens > 8 maximum"), "provider.context", None),
+        (fail(402), "provider.rate_limit", None),
+        (Script([Say("so far"), Fail(529, "Overloaded")]), "provider.overloaded", None),
+        (say("so far", done=False), "provider.truncated", None),
+    ],
+)
+async def test_how_rounds_fail(transport, script, kind, after_ms):
+    async with FakeUpstream("anthropic", api_key="k") as up:
+        up.script(script)
+        with pytest.raises(ProviderError) as caught:
+            await Round.of(up, transport, WORDS)
+        assert caught.value.kind == kind
+        assert caught.value.after_ms == pytest.approx(after_ms, abs=2000)
+
+
+async def test_the_list_of_a_server_is_read_to_its_end():
+    outbound = Outbound()
+    ids = [f"claude-opus-5-{20260101 + i}" for i in range(1500)]
+    async with FakeUpstream("anthropic", models=ids, api_key="k", max_model_len=900_000) as up:
+        asked = MessagesProvider("anthropic", up.url, Secret("k"))
+        models = await asked.list_models(outbound.client(trusted=True))
+        assert [model.id for model in models] == ids
+        assert (models[0].context, models[0].output, models[0].price) == (900_000, 64_000, Price(5, 25, 0.5, 6.25))
+        with pytest.raises(ProviderError) as caught:
+            await MessagesProvider("anthropic", up.url, Secret("wrong")).list_models(outbound.client(trusted=True))
+        assert (caught.value.kind, caught.value.upstream) == ("provider.auth", 401)
+    await outbound.close()

@@ -1,8 +1,6 @@
-"""The plugin of OpenAI-style servers: what it sends, what it makes of any bytes, and how it is configured."""
+"""Chat completions: what is sent, what is made of any bytes that come, and what errors are called."""
 
-import asyncio
 import json
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,21 +9,20 @@ from typing import Any
 
 import pytest
 
-import sag_openai
-from sag.hooks.hub import Hub as HubImpl
 from sag.hooks.streams import LONGEST_S, read_wait
 from sag.outbound import Outbound
 from sag.plugin import (
     CallFragment,
     CallRequest,
     Chunk,
+    FilePart,
     Finish,
-    HttpProvider,
     Message,
-    Model,
     ModelRequest,
+    Part,
     ProviderError,
     Reasoning,
+    Replay,
     Text,
     TextPart,
     ThoughtPart,
@@ -35,9 +32,9 @@ from sag.plugin import (
     text_message,
 )
 from sag.testing.upstream import FakeUpstream
-from sag_openai import Settings, make_provider
+from sag_openai import ChatProvider, ProviderSettings, details
 from sag_openai.decoder import ChatDecoder
-from sag_openai.provider import ChatProvider
+from sag_openai.flavors import FLAVORS
 
 ALL = "aé€😀 \u2028\u2029\u0085\x0b\x0c\0 \u202e\u200b\ufeff"
 
@@ -95,8 +92,8 @@ RECORDED = [
 ]
 
 
-def decode(*pieces: bytes) -> list[Chunk]:
-    decoder = ChatDecoder()
+def decode(*pieces: bytes, router: bool = False) -> list[Chunk]:
+    decoder = ChatDecoder(router=router)
     chunks: list[Chunk] = []
     for piece in pieces:
         chunks += decoder.feed(piece)
@@ -306,6 +303,81 @@ def test_usage_with_details():
     assert decode(event({"usage": odd}) + END)[0] == UsageChunk(Usage(1, 0))
 
 
+def test_the_cost_that_openrouter_tells_is_taken():
+    usage: dict[str, Any] = {"prompt_tokens": 9, "completion_tokens": 1, "cost": 0.0125, "is_byok": False}
+    usage |= {"prompt_tokens_details": {"cache_write_tokens": 5}, "cost_details": {"upstream_inference_cost": 0.5}}
+    [found] = decode(event({"choices": [], "usage": usage}) + END, router=True)[:1]
+    assert found == UsageChunk(Usage(9, 1, cache_write=5, cost_usd=0.0125))
+    own_key = usage | {"is_byok": True}
+    [found] = decode(event({"choices": [], "usage": own_key}) + END, router=True)[:1]
+    assert found == UsageChunk(Usage(9, 1, cache_write=5, cost_usd=0.5125))
+    [found] = decode(event({"choices": [], "usage": usage | {"prompt_tokens": "9"}}) + END, router=True)[:1]
+    assert found == UsageChunk(Usage(0, 1, cache_write=5, cost_usd=0.0125))
+    [found] = decode(event({"choices": [], "usage": usage}) + END)[:1]
+    assert found == UsageChunk(Usage(9, 1, cache_write=5))
+
+
+def thought(text: str, **more):
+    return {"type": "reasoning.text", "text": text, "format": "anthropic-claude-v1", "index": 0, **more}
+
+
+def test_openrouters_thoughts_are_given_whole_before_what_follows_them():
+    body = b"".join(
+        [
+            delta(reasoning="let", reasoning_details=[thought("let")]),
+            delta(reasoning=" me", reasoning_details=[thought(" me")]),
+            delta(content="", reasoning_details=[thought("", signature="sig=")]),
+            delta(content="a"),
+            delta(tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]),
+            delta(reasoning_details=[{"type": "reasoning.encrypted", "data": "xx", "id": "c", "index": 1}]),
+            delta(finish="tool_calls"),
+        ]
+    )
+    expected = [
+        Reasoning("let"),
+        Reasoning(" me"),
+        Replay([thought("let me", signature="sig=")]),
+        Text("a"),
+        CallFragment(0, "c", "f", "{}"),
+        Replay([{"type": "reasoning.encrypted", "data": "xx", "id": "c", "index": 1}]),
+        Finish("tools"),
+    ]
+    assert decode(body, router=True) == expected
+    for i in range(len(body)):
+        assert decode(body[:i], body[i:], router=True) == expected
+    assert not [chunk for chunk in decode(body) if isinstance(chunk, Replay)]
+
+
+def test_thoughts_that_only_the_details_hold_are_told_too():
+    body = delta(reasoning_details=[{"type": "reasoning.summary", "summary": "sum", "index": 0}, {"type": "x"}, 5])
+    assert decode(body + END, router=True) == [
+        Reasoning("sum"),
+        Replay([{"type": "reasoning.summary", "summary": "sum", "index": 0}, {"type": "x"}]),
+        Finish("stop"),
+    ]
+
+
+def test_details_go_back_as_they_came():
+    given = [[thought("a"), thought("b", signature="s")], [{"type": "reasoning.encrypted", "data": "x"}]]
+    parts: list[Part] = [
+        ThoughtPart("ab", given[0]),
+        TextPart("t"),
+        ThoughtPart("", given[1]),
+        ThoughtPart("other", {"id": 1}),
+    ]
+    [message] = body_of(ModelRequest("m", [Message("assistant", parts)]), "openrouter")["messages"]
+    assert message["reasoning_details"] == [thought("ab", signature="s"), *given[1]]
+    [message] = body_of(ModelRequest("m", [Message("assistant", parts)]))["messages"]
+    assert "reasoning_details" not in message
+
+
+def test_ten_thousand_pieces_of_a_thought_are_joined_quickly():
+    began = time.process_time()
+    [whole] = details.merge(thought("x" * 100) for _ in range(10_000))
+    assert len(whole["text"]) == 1_000_000
+    assert time.process_time() - began < 2
+
+
 def test_both_names_of_reasoning():
     assert decode(delta(reasoning="a"), delta(reasoning_content="b"), delta(reasoning="c", reasoning_content="c"), END)[
         :-1
@@ -403,9 +475,9 @@ def test_a_thousand_calls():
 # what is sent
 
 
-def body_of(request: ModelRequest, **given):
-    sent = ChatProvider("openai", "http://x/v1", "key", **given).prepare(request)
-    return json.loads(sent.body)
+def body_of(request: ModelRequest, flavor: str = "compatible", base_url: str = "http://x/v1", **given):
+    provider = ChatProvider("openai", base_url, "key", ProviderSettings(**given), flavor=FLAVORS[flavor])
+    return json.loads(provider.prepare(request).body)
 
 
 def test_a_request_holds_only_what_was_set():
@@ -475,6 +547,107 @@ def test_calls_and_their_answers_are_written_as_the_server_wants_them():
 
 def test_half_surrogates_in_a_transcript_are_replaced():
     assert body_of(ModelRequest("m", [text_message("user", "a\ud83d 😀")]))["messages"][0]["content"] == "a\ufffd 😀"
+
+
+PNG = FilePart("image/png", "a.png", b"\x89PNG")
+PDF = FilePart("application/pdf", "b.pdf", b"%PDF-")
+
+
+def test_images_and_pdfs_go_with_the_users_words_in_their_order():
+    parts: list[Part] = [TextPart("look"), PNG, PDF, TextPart("well?"), FilePart("image/svg+xml", "c.svg", b"<svg/>")]
+    assert body_of(ModelRequest("m", [Message("user", parts)]))["messages"][0]["content"] == [
+        {"type": "text", "text": "look"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw=="}},
+        {"type": "file", "file": {"filename": "b.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}},
+        {"type": "text", "text": "well?"},
+        {"type": "text", "text": "[image: c.svg, which this model cannot read]"},
+    ]
+
+
+def test_files_of_tools_follow_their_results_in_one_message_of_the_user():
+    messages = [
+        Message("assistant", [CallRequest("a", "f", "{}"), CallRequest("b", "f", "{}")]),
+        Message("tool", [TextPart("one"), PNG], "a"),
+        Message("tool", [PNG], "b"),
+        text_message("user", "u"),
+    ]
+    sent = body_of(ModelRequest("m", messages))["messages"]
+    assert [m["role"] for m in sent] == ["assistant", "tool", "tool", "user", "user"]
+    assert [m["content"] for m in sent[1:3]] == ["one", ""]
+    assert [part["type"] for part in sent[3]["content"]] == ["text", "image_url", "image_url"]
+    last = body_of(ModelRequest("m", messages[:3]))["messages"]
+    assert [m["role"] for m in last] == ["assistant", "tool", "tool", "user"]
+
+
+def test_deepseeks_thoughts_go_back_with_what_called_tools():
+    messages = [
+        Message("assistant", [ThoughtPart("hm"), TextPart("text")]),
+        Message("assistant", [ThoughtPart("hm"), CallRequest("a", "f", "{}")]),
+        Message("assistant", [CallRequest("b", "f", "{}")]),
+    ]
+
+    def thoughts(model: str, **more: Any) -> list[str | None]:
+        sent = body_of(ModelRequest(model, messages), **more)["messages"]
+        return [m.get("reasoning_content") for m in sent]
+
+    for model, more in [
+        ("deepseek-chat", {"base_url": "https://api.deepseek.com/v1"}),
+        ("deepseek-ai/DeepSeek-V3.1", {"flavor": "vllm"}),
+        ("m", {"reasoning_name": "reasoning_content"}),
+    ]:
+        assert thoughts(model, **more) == [None, "hm", ""]
+    for model, more in [
+        ("m", {}),
+        ("deepseek-chat", {"reasoning_name": ""}),
+        ("deepseek/r1", {"flavor": "openrouter"}),
+    ]:
+        assert thoughts(model, **more) == [None, None, None]
+
+
+def test_members_for_the_vendor_come_at_the_top():
+    extra = {"top_k": 3, "options": {"num_predict": 9}, "extra_body": {"min_p": 0.1, "top_k": 4}, "seed": 7}
+    request = ModelRequest("m", [text_message("user", "u")], seed=1, extra=extra)
+    body = body_of(request, extra_body={"top_k": 1, "cache_salt": "s", "temperature": 0.5})
+    assert body["options"] == {"num_predict": 9}
+    assert (body["min_p"], body["top_k"], body["seed"]) == (0.1, 4, 7)
+    assert (body["cache_salt"], body["temperature"]) == ("s", 0.5)
+    assert "extra_body" not in body
+    assert request.extra["extra_body"]
+
+
+@pytest.mark.parametrize(
+    ("flavor", "model", "given", "name"),
+    [
+        ("compatible", "m", {}, "max_tokens"),
+        ("compatible", "gpt-5.2", {}, "max_completion_tokens"),
+        ("compatible", "gpt-4o", {}, "max_tokens"),
+        ("compatible", "gpt-5.2", {"max_tokens_name": "max_tokens"}, "max_tokens"),
+        ("vllm", "m", {}, "max_tokens"),
+        ("openai", "gpt-4o", {}, "max_completion_tokens"),
+        ("openai", "gpt-5.2", {"api": "chat"}, "max_completion_tokens"),
+    ],
+)
+def test_the_answer_is_limited_by_the_name_that_the_server_wants(flavor, model, given, name):
+    body = body_of(ModelRequest(model, [text_message("user", "u")], max_tokens=9), flavor, **given)
+    limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    assert {key: body[key] for key in limits if key in body} == {name: 9}
+
+
+@pytest.mark.parametrize(
+    ("flavor", "effort", "sent"),
+    [
+        ("vllm", "xhigh", {"reasoning_effort": "xhigh"}),
+        ("ollama", "low", {"reasoning_effort": "low"}),
+        ("ollama", "minimal", {"reasoning_effort": "low"}),
+        ("ollama", "xhigh", {"reasoning_effort": "high"}),
+        ("ollama", "none", {"reasoning_effort": "none"}),
+        ("openrouter", "high", {"reasoning": {"effort": "high"}}),
+        ("openrouter", None, {}),
+    ],
+)
+def test_how_much_to_think_is_said_as_the_server_wants_it(flavor, effort, sent):
+    body = body_of(ModelRequest("m", [text_message("user", "u")], reasoning=effort), flavor)
+    assert {key: value for key, value in body.items() if key.startswith("reasoning")} == sent
 
 
 async def test_what_is_sent_passes_a_strict_server():
@@ -596,138 +769,59 @@ def test_a_date_is_held_against_our_clock_where_the_server_shows_none():
     assert 95 < wait < 105
 
 
+@pytest.mark.parametrize(
+    ("code", "error_type", "kind", "retry"),
+    [
+        (402, "payment_required", "provider.rate_limit", False),
+        (401, "authentication", "provider.auth", False),
+        (403, "permission_denied", "provider.auth", False),
+        (403, "content_policy_violation", "provider.refused", False),
+        (400, "context_length_exceeded", "provider.context", False),
+        (400, "max_tokens_exceeded", "provider.refused", False),
+        (404, "not_found", "provider.refused", False),
+        (429, "rate_limit_exceeded", "provider.rate_limit", True),
+        (502, "provider_unavailable", "provider.overloaded", True),
+        (503, "provider_overloaded", "provider.overloaded", True),
+        (408, "timeout", "provider.timeout", True),
+        (500, "server", "provider.overloaded", True),
+    ],
+)
+def test_openrouters_errors_are_told_by_their_type_before_and_within_the_stream(code, error_type, kind, retry):
+    given = {"code": code, "message": "m", "metadata": {"error_type": error_type}}
+    before = error(code, body=json.dumps({"error": given}).encode())
+    assert (before.kind, before.retry, before.upstream) == (kind, retry, code)
+    chunk = {
+        "id": "gen-1",
+        "error": given,
+        "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}],
+    }
+    within = fails(event(chunk))
+    assert (within.kind, within.retry, within.upstream) == (kind, retry, None)
+    textual = fails(event(chunk | {"error": given | {"code": error_type}}))
+    assert textual.kind == kind
+
+
+def test_the_words_of_the_vendor_behind_openrouter_are_shown():
+    for raw in ("Too many tokens in flight", '{"error": {"message": "Too many tokens in flight"}}'):
+        metadata = {"error_type": "rate_limit_exceeded", "provider_name": "Acme", "raw": raw}
+        given = {"error": {"code": 429, "message": "Provider returned error", "metadata": metadata}}
+        assert "Acme: Too many tokens in flight" in error(429, body=json.dumps(given).encode()).message
+
+
+def test_openrouters_moment_to_wait_for_is_read():
+    headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int((time.time() + 20) * 1000))}
+    assert 15_000 < (error(429, headers=headers).after_ms or 0) <= 20_000
+    assert error(429, headers=headers | {"X-RateLimit-Remaining": "1"}).after_ms is None
+
+
+def test_a_prompt_that_azure_filters_is_refused():
+    inner = {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"violence": {"filtered": True}}}
+    given = {"error": {"code": "content_filter", "message": "filtered", "status": 400, "innererror": inner}}
+    assert error(400, body=json.dumps(given).encode()).kind == "provider.refused"
+
+
 def test_a_wait_is_told_only_where_waiting_helps():
     assert error(429, headers={"Retry-After": "2"}).after_ms == 2000
     assert error(503, headers={"Retry-After": "2"}).after_ms == 2000
     assert error(400, headers={"Retry-After": "2"}).after_ms is None
     assert error(429, "insufficient_quota", headers={"Retry-After": "2"}).after_ms is None
-
-
-# configuration
-
-
-def configured(env: dict[str, str] | None = None, **settings: Any) -> tuple[Any, ...] | None:
-    provider = make_provider(Settings(**settings), env or {})
-    if provider is None:
-        return None
-    model = next(iter(provider.models()), None)
-    key = provider.headers.get("Authorization", "").removeprefix("Bearer ")
-    return provider.name, provider.base_url, key, (model.id, model.default) if model is not None else None
-
-
-OPENAI, VLLM = "https://api.openai.com/v1", "http://127.0.0.1:8000/v1"
-
-
-@pytest.mark.parametrize(
-    ("env", "settings", "expected"),
-    [
-        ({}, {}, None),
-        ({"LLM_PROVIDER": "", "OPENAI_API_KEY": " "}, {}, None),
-        ({"LLM_PROVIDER": "demo", "LLM_BASE_URL": "http://x", "LLM_API_KEY": "k", "LLM_MODEL": "m"}, {}, None),
-        ({"LLM_PROVIDER": "openai"}, {}, ("openai", OPENAI, "", None)),
-        ({"LLM_PROVIDER": "OpenAI", "LLM_MODEL": "m"}, {}, ("openai", OPENAI, "", ("m", True))),
-        ({"LLM_PROVIDER": "vllm"}, {}, ("vllm", VLLM, "", None)),
-        ({"LLM_PROVIDER": "vllm", "VLLM_MODEL": "q"}, {}, ("vllm", VLLM, "", ("q", True))),
-        ({"LLM_PROVIDER": "vllm", "VLLM_MODEL": "q", "LLM_MODEL": "m"}, {}, ("vllm", VLLM, "", ("m", True))),
-        ({"LLM_PROVIDER": "vllm", "OPENAI_API_KEY": "o"}, {}, ("vllm", VLLM, "", None)),
-        (
-            {"LLM_PROVIDER": "vllm", "LLM_API_KEY": "k", "LLM_BASE_URL": "http://b/v1/"},
-            {},
-            ("vllm", "http://b/v1", "k", None),
-        ),
-        ({"OPENAI_API_KEY": "o"}, {}, ("openai", OPENAI, "o", None)),
-        ({"OPENAI_API_KEY": "o", "LLM_API_KEY": "k"}, {}, ("openai", OPENAI, "k", None)),
-        ({"OPENAI_API_KEY": "o", "LLM_API_KEY": ""}, {}, ("openai", OPENAI, "o", None)),
-        ({"OPENAI_API_KEY": "o"}, {"api_key": "t"}, ("openai", OPENAI, "o", None)),
-        ({"OPENAI_API_KEY": "o"}, {"api_key": "t", "base_url": "http://b/v1"}, ("openai", "http://b/v1", "t", None)),
-        ({"OPENAI_API_KEY": "o"}, {"base_url": "http://b/v1"}, ("openai", "http://b/v1", "o", None)),
-        ({"OPENAI_API_KEY": "o", "LLM_PROVIDER": "demo"}, {"model": "m"}, ("openai", OPENAI, "o", ("m", False))),
-        (
-            {"LLM_BASE_URL": "http://e/v1", "LLM_MODEL": "e"},
-            {"base_url": "http://b/v1", "model": "m"},
-            ("openai", "http://e/v1", "", ("e", True)),
-        ),
-        ({}, {"base_url": "http://b/v1", "model": "m", "name": "lm"}, ("lm", "http://b/v1", "", ("m", True))),
-        ({"LLM_MODEL": "m"}, {}, None),
-    ],
-)
-def test_environment_and_table_name_the_provider(env, settings, expected):
-    assert configured(env, **settings) == expected
-
-
-@pytest.mark.parametrize("url", ["api.openai.com/v1", "ftp://x/v1", "http://", "http://x/v1?key=1"])
-def test_a_base_url_that_is_none_is_told(url):
-    with pytest.raises(ValueError, match="base URL"):
-        configured(base_url=url)
-
-
-class Services:
-    def __init__(self, outbound: Outbound) -> None:
-        self.outbound = outbound
-        self.models: dict[str, list[Model]] = {}
-
-    def set_models(self, provider, models):
-        self.models[provider] = list(models)
-
-    def http(self, trusted):
-        return self.outbound.client(trusted=trusted)
-
-
-class Started:
-    """The plugin in a hub that is only as real as this needs."""
-
-    def __init__(self, env, allow=()) -> None:
-        self.notes: list[str] = []
-        self.services = Services(Outbound(allow))
-        self.hub = HubImpl("openai", Settings(), env, lambda kind, text: self.notes.append(f"{kind}: {text}"))
-
-    async def run(self) -> list[Model]:
-        sag_openai.register(self.hub)
-        staged = self.hub._seal("over")
-        self.hub._connect(self.services)  # type: ignore[arg-type]
-        await sag_openai.startup(self.hub)
-        async with asyncio.timeout(5):
-            while tasks := set(self.hub._tasks):
-                await asyncio.wait(tasks)
-        await self.services.outbound.close()
-        return self.services.models.get(staged.providers[0].name, []) if staged.providers else []
-
-
-async def test_nothing_is_registered_where_nothing_is_configured():
-    started = Started({})
-    assert await started.run() == []
-    assert started.notes == ["note: not configured: set LLM_PROVIDER or [openai]"]
-
-
-async def test_the_servers_models_are_announced_with_their_context():
-    async with FakeUpstream(models=["m", "text-embedding-3", "n"], api_key="k") as up:
-        env = {"LLM_PROVIDER": "openai", "LLM_BASE_URL": up.url, "LLM_API_KEY": "k", "LLM_MODEL": "m"}
-        assert await Started(env, ["127.0.0.1"]).run() == [
-            Model("m", context=8192, default=True),
-            Model("n", context=8192),
-        ]
-
-
-async def test_the_only_model_of_a_server_is_the_default():
-    async with FakeUpstream(models=["only"]) as up:
-        env = {"LLM_PROVIDER": "vllm", "LLM_BASE_URL": up.url}
-        assert await Started(env, ["127.0.0.1"]).run() == [Model("only", context=8192, default=True)]
-
-
-async def test_a_server_that_lists_nothing_is_only_noted(caplog):
-    caplog.set_level(logging.ERROR)
-    async with FakeUpstream(api_key="other") as up:
-        for env, allow in [
-            ({"LLM_BASE_URL": up.url}, ["127.0.0.1"]),
-            ({"LLM_BASE_URL": up.url}, []),
-            ({"LLM_BASE_URL": "http://127.0.0.1:9/v1"}, ["127.0.0.1"]),
-        ]:
-            started = Started(env, allow)
-            assert await started.run() == []
-            assert len(started.notes) == 1
-            assert "could not be listed" in started.notes[0]
-    assert not caplog.records
-
-
-def test_it_fits_the_contract():
-    assert isinstance(make_provider(Settings(base_url="http://x/v1"), {}), HttpProvider)

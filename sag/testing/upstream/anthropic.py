@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from sag.testing.upstream.flavor import Flavor, Reply, read_query
-from sag.testing.upstream.messages import MessagesFormat
+from sag.testing.upstream.messages import EFFORTS, MessagesFormat
 from sag.testing.upstream.request import Request, refuse
 from sag.testing.upstream.script import Fail, Json
 
@@ -123,8 +123,9 @@ class Anthropic(Flavor):
         return self._describe(match["id"])
 
     def _describe(self, id: str) -> Json:
-        adaptive = id in self.server.reasoning_models
-        types = {"enabled": {"supported": not adaptive}, "adaptive": {"supported": True}}
+        yes, no = {"supported": True}, {"supported": False}
+        types = {"adaptive": yes, "between_tools": yes, "disabled": yes}
+        types["enabled"] = no if id in self.server.reasoning_models else yes
         return {
             "type": "model",
             "id": id,
@@ -134,9 +135,11 @@ class Anthropic(Flavor):
             "max_input_tokens": self.server.max_model_len,
             "max_tokens": 64_000,
             "capabilities": {
-                "image_input": {"supported": True},
-                "pdf_input": {"supported": True},
-                "thinking": {"supported": True, "types": types},
+                "effort": {**yes, **dict.fromkeys(EFFORTS, yes)},
+                "image_input": yes,
+                "pdf_input": yes,
+                "structured_outputs": yes,
+                "thinking": {**yes, "types": types},
             },
             **self.server.models[id],
         }

@@ -112,8 +112,9 @@ class Azure(Flavor):
             "x-ratelimit-remaining-requests": "0" if status == 429 else "99",
             "x-ratelimit-remaining-tokens": "0" if status == 429 else "99000",
         }
-        if status == 429 and not {name.lower() for name in given} & {"retry-after", "retry-after-ms"}:
-            out |= {"retry-after": "1", "retry-after-ms": "1000"}
+        wait = {name.lower(): value for name, value in given.items()}.get("retry-after", "")
+        if re.fullmatch(r"\d+(\.\d+)?", wait):
+            out["retry-after-ms"] = str(round(float(wait) * 1000))
         return out
 
     def write_error(self, fail: Fail) -> Json:

@@ -14,6 +14,7 @@ from sag.testing.upstream.script import Json, Script, Usage
 from sag.testing.upstream.writer import Format, Writer
 
 KEPT = 1000  # prefixes and calls that are remembered
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -80,7 +81,7 @@ class MessagesFormat(Format):
     def _read_thinking(self, body: Json, asked: Asked) -> None:
         given = body.get("thinking") or {"type": "disabled"}
         kind = given.get("type") if isinstance(given, dict) else None
-        if kind not in ("enabled", "adaptive", "disabled"):
+        if kind not in ("enabled", "adaptive", "disabled", "between_tools"):
             refuse(f"thinking: Input tag '{kind}' found using 'type' does not match any of the expected tags")
         if kind == "enabled":
             if body["model"] in self.flavor.server.reasoning_models:
@@ -91,12 +92,11 @@ class MessagesFormat(Format):
             if budget >= body.get("max_tokens", budget + 1):
                 refuse("`max_tokens` must be greater than `thinking.budget_tokens`.")
         effort = (body.get("output_config") or {}).get("effort")
-        if effort not in (None, "low", "medium", "high", "xhigh", "max"):
-            refuse("output_config.effort: Input should be 'low', 'medium', 'high', 'xhigh' or 'max'")
-        if kind == "disabled" and "thinking" in body and effort in ("xhigh", "max"):
-            refuse(f"thinking.type: disabled is not supported with effort {effort}.")
-        asked.thinks = kind != "disabled"
-        asked.shows = True
+        if effort is not None and effort not in EFFORTS:
+            refuse(f"output_config.effort: Input should be {' or '.join(repr(one) for one in EFFORTS)}")
+        asked.thinks = kind in ("enabled", "adaptive")
+        if not asked.thinks and "thinking" in body and effort in ("xhigh", "max"):
+            refuse(f"thinking.type: {kind} is not supported with effort {effort}.")
 
     def _check_sampling(self, body: Json, asked: Asked) -> None:
         for name in ("temperature", "top_p", "top_k"):
