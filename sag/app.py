@@ -134,7 +134,9 @@ class App:
         name = self.settings.env.get("LLM_PROVIDER", "").strip().lower()
         if name and name not in self.extensions.providers:
             known = ", ".join(sorted(self.extensions.providers)) or "none is installed"
-            why = "".join(f"; plugin {p.name} {p.status}: {p.reason}" for p in self.host.plugins if p.status == "failed")
+            why = "".join(
+                f"; plugin {p.name} {p.status}: {p.reason}" for p in self.host.plugins if p.status == "failed"
+            )
             raise StartError(f"LLM_PROVIDER={name} names no provider; there is {known}{why}")
 
     def asgi(self) -> Starlette:

@@ -13,7 +13,7 @@ from sag.engine.toolbox import Toolbox
 from sag.errors import Fault
 from sag.hooks.host import Extensions
 from sag.hooks.kind import RunConfig
-from sag.hooks.provider import Message, Model, ModelRequest, Price, Provider, ProviderError
+from sag.hooks.provider import LongPrice, Message, Model, ModelRequest, Price, Provider, ProviderError
 from sag.outbound import Outbound
 from sag.schema.events import Usage
 from sag.settings import ModelOverride
@@ -118,8 +118,12 @@ class Models:
 
     def cost(self, name: str, usage: Usage) -> Usage:
         """The usage with its cost in US dollars: what the vendor told, else by the model's price, else none."""
-        if usage.cost_usd is not None or (model := self.info(name)) is None or (price := model.price) is None:
+        model = self.info(name)
+        if usage.cost_usd is not None or model is None or model.price is None:
             return usage
+        price: Price | LongPrice = model.price
+        if price.long is not None and usage.input > price.long.above:
+            price = price.long
         cached = price.input if price.cached is None else price.cached
         written = price.input if price.cache_write is None else price.cache_write
         fresh = max(0, usage.input - usage.cached - usage.cache_write)

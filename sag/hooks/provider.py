@@ -258,6 +258,16 @@ class Decoder(Protocol):
         """
 
 
+class LongPrice(Struct, omit_defaults=True):
+    """What all tokens of a round cost where more than `above` are sent; the other members are those of `Price`."""
+
+    above: int
+    input: float
+    output: float
+    cached: float | None = None
+    cache_write: float | None = None
+
+
 class Price(Struct, omit_defaults=True):
     """What tokens cost, in US dollars per million.
 
@@ -265,12 +275,14 @@ class Price(Struct, omit_defaults=True):
         input, output: Tokens sent and written; reasoning counts as written.
         cached: Tokens sent that the vendor still had; like `input` where it is left out.
         cache_write: Tokens sent that the vendor keeps for later; like `input` where it is left out.
+        long: The price of rounds that send very much, where that is another.
     """
 
     input: float
     output: float
     cached: float | None = None
     cache_write: float | None = None
+    long: LongPrice | None = None
 
 
 class Model(Struct, omit_defaults=True):

@@ -11,7 +11,18 @@ import pytest
 
 from sag.engine import gate
 from sag.errors import Fault
-from sag.hooks.provider import Finish, Model, ModelRequest, Price, ProviderError, Reasoning, Replay, Text, UsageChunk
+from sag.hooks.provider import (
+    Finish,
+    LongPrice,
+    Model,
+    ModelRequest,
+    Price,
+    ProviderError,
+    Reasoning,
+    Replay,
+    Text,
+    UsageChunk,
+)
 from sag.schema.events import Usage
 from sag.settings import ModelOverride, PriceOverride
 from sag.testing.provider import ScriptedProvider, call, say
@@ -103,6 +114,19 @@ async def test_a_cost_that_the_vendor_tells_is_taken_and_an_unknown_one_is_left_
     assert state["messages"][-1]["usage"]["cost_usd"] == 0.5
     state = await hub.end(await hub.start("go", config={"model": "free/m"}))
     assert "cost_usd" not in state["messages"][-1]["usage"]
+
+
+async def test_rounds_that_send_very_much_may_cost_otherwise(bench: Any) -> None:
+    class Tiered(Priced):
+        model = Model("m", price=Price(1.0, 1.0, long=LongPrice(100, 10.0, 10.0)))
+
+    scripts = [[Text("x"), UsageChunk(Usage(sent, 0)), Finish("stop")] for sent in (100, 101)]
+    hub = await with_providers(bench, Tiered(*scripts))
+    costs = []
+    for _ in scripts:
+        state = await hub.end(await hub.start("go", config={"model": "script/m"}))
+        costs.append(state["messages"][-1]["usage"]["cost_usd"])
+    assert costs == [pytest.approx(0.0001), pytest.approx(0.00101)]
 
 
 async def test_prices_of_plugins_toml_win(bench: Any) -> None:

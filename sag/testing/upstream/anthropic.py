@@ -94,9 +94,10 @@ class Anthropic(Flavor):
 
     def _list(self, request: Request, match: re.Match[str]) -> Json:
         query = read_query(request)
-        limit = int(query["limit"]) if query.get("limit", "20").isdecimal() and "limit" in query else 20
-        if not 1 <= limit <= 1000:
+        given = query.get("limit", "20")
+        if not given.isdecimal() or not 1 <= int(given) <= 1000:
             refuse("limit: Input should be between 1 and 1000")
+        limit = int(given)
         ids = list(self.server.models)
         for name in ("after_id", "before_id"):
             if name in query and query[name] not in ids:

@@ -116,12 +116,13 @@ class OpenRouterWriter(ChatWriter):
         """What was sent and what was written, in US dollars."""
         flavor = self.flavor
         assert isinstance(flavor, OpenRouter)
-        prices = {name: Decimal(price) for name, price in flavor.describe(self.model)["pricing"].items()}
-        usage = self.usage
-        sent = usage.input * prices["prompt"]
-        sent += usage.cached * prices.get("input_cache_read", prices["prompt"])
-        sent += usage.cache_write * prices.get("input_cache_write", prices["prompt"])
-        return max(sent, Decimal(0)), max(usage.output * prices["completion"], Decimal(0))
+        told = flavor.describe(self.model)["pricing"]
+        prices = {name: Decimal(price) for name, price in told.items() if isinstance(price, str)}
+        usage, free = self.usage, Decimal(0)
+        prompt, completion = prices.get("prompt", free), prices.get("completion", free)
+        sent = usage.input * prompt + usage.cached * prices.get("input_cache_read", prompt)
+        sent += usage.cache_write * prices.get("input_cache_write", prompt)
+        return max(sent, free), max(usage.output * completion, free)
 
     def ended(self, request: Request) -> None:
         """Keep a record of the answer."""
@@ -296,7 +297,7 @@ class OpenRouter(Flavor):
             data.sort(key=key)
         if "limit" not in query and "offset" not in query:
             return {"data": data}
-        limit, offset = _read_number(query, "limit", 500), _read_number(query, "offset", 0)
+        limit, offset = int(_read_number(query, "limit", 500)), int(_read_number(query, "offset", 0))
         if not 1 <= limit <= 1000:
             refuse("limit has to be between 1 and 1000")
         after = offset + limit
@@ -368,11 +369,11 @@ def _fits(entry: Json, query: Mapping[str, str]) -> bool:
     )
 
 
-def _read_number(query: Mapping[str, str], name: str, default: int) -> int:
-    given = query.get(name)
-    if given is None:
-        return default
+def _read_number(query: Mapping[str, str], name: str, default: int) -> Decimal:
     try:
-        return int(Decimal(given))
+        number = Decimal(query.get(name, default))
     except ArithmeticError:
+        number = Decimal("nan")
+    if not number.is_finite() or number < 0:
         refuse(f"{name} has to be a number")
+    return number
