@@ -98,7 +98,13 @@ class App:
         self.extensions = Extensions()
         self.dispatcher = Dispatcher(self.registry, self.keys, self.topics.begin)
         self.transport = Transport(self.outbound)
-        self.models = Models(self.extensions, self.outbound, settings.models, lambda: self._announce())
+        self.models = Models(
+            self.extensions,
+            self.outbound,
+            settings.models,
+            lambda: self._announce(),
+            settings.env.get("LLM_PROVIDER", ""),
+        )
         self.budgets = Budgets(self.journal, settings.budget)
         self.topics.kept = self.budgets.count
         self.engine = Engine(

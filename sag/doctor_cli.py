@@ -237,7 +237,7 @@ def _models(extensions: Extensions, settings: Settings) -> Check:
     if named and named not in extensions.providers:
         return Check("model", "fail", f"LLM_PROVIDER={named} names no provider; {_list(extensions.providers)}")
     outbound = Outbound()
-    models = Models(extensions, outbound, settings.models)
+    models = Models(extensions, outbound, settings.models, named=named)
     default = models.default()
     if default is None:
         return Check("model", "fail", "there is none: set LLM_PROVIDER, LLM_MODEL and the provider's key")

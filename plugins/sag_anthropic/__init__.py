@@ -47,11 +47,9 @@ class Settings(Account):
     """The table `[anthropic]`: the members of `Account`, and these.
 
     Attributes:
-        name: The provider's name, the part of a model's id before the slash.
         providers: Further ones by name, each with a table of its own, `[anthropic.providers.NAME]`.
     """
 
-    name: str = NAME
     providers: dict[str, Account] = field(default_factory=dict)
 
 
@@ -70,11 +68,10 @@ def make_providers(settings: Settings, env: Mapping[str, str]) -> list[MessagesP
         return env.get(name, "").strip()
 
     chosen = read("LLM_PROVIDER").lower()
-    name = NAME if chosen == NAME else settings.name
-    theirs = {name: ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")}
-    if name in settings.providers:
-        raise ValueError(f"providers.{name}: that is the name of [anthropic] itself; choose another")
-    accounts: dict[str, Account] = {name: settings, **settings.providers}
+    theirs = {NAME: ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")}
+    if NAME in settings.providers:
+        raise ValueError(f"providers.{NAME}: that is the name of [anthropic] itself; choose another")
+    accounts: dict[str, Account] = {NAME: settings, **settings.providers}
     made = []
     for name, account in accounts.items():
         ours = name.lower() == chosen

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 
 FlavorName = Literal["openai", "azure", "openrouter", "vllm", "ollama", "lmstudio", "compatible"]
-Members = Literal["openai", "openrouter"]
 
 DEFAULT_MODEL = "gpt-6.2-sol"
 

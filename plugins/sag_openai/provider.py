@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -48,6 +49,7 @@ Json = dict[str, Any]
 LIST_BYTES = 16 << 20
 RECORD_BYTES = 1 << 20
 RECORD_PAUSES_S = (0.3, 0.7, 1.5)  # a record can be missing right after its answer
+LEAST = 16  # tokens to which the Responses interface can limit an answer
 IMAGE_TOKENS = 1_500
 PAGE_BYTES = 100_000
 
@@ -311,43 +313,41 @@ class ChatProvider:
         return body
 
     def _refuse_members(self, request: ModelRequest) -> None:
-        model, known = request.model, self._known(request.model)
-        wrong = ""
-        if self._on_responses(model) and (request.stop is not None or request.seed is not None):
-            wrong = "stop" if request.stop is not None else "seed"
-        elif known is None:
-            return
-        elif request.reasoning is not None and request.reasoning not in known.efforts:
+        if text := self._complain(request):
+            raise ProviderError("provider.refused", f"{request.model} {text}")
+
+    def _complain(self, request: ModelRequest) -> str:
+        """What is known to be wrong with a request's members, in words that follow the model's name."""
+        known, limit = self._known(request.model), request.max_tokens
+        if self._on_responses(request.model):
+            for name in ("stop", "seed"):
+                if getattr(request, name) is not None:
+                    return f"takes no {name}. Leave it out of the config."
+            if self.flavor.knows and limit is not None and limit < LEAST:
+                return f"takes a max_tokens of {LEAST} at least; it is {limit}."
+        if known is None:
+            return ""
+        if request.reasoning is not None and request.reasoning not in known.efforts:
             can = f"It takes {', '.join(known.efforts)}." if known.efforts else "It does not reason."
-            raise ProviderError("provider.refused", f"{model} takes no reasoning of {request.reasoning!r}. {can}")
-        elif known.output is not None and (request.max_tokens or 0) > known.output:
-            text = f"{model} writes at most {known.output} tokens; max_tokens is {request.max_tokens}."
-            raise ProviderError("provider.refused", text)
-        elif not (known.sampling if request.reasoning is None else request.reasoning == "none"):
-            wrong = "temperature" if request.temperature is not None else "top_p" if request.top_p is not None else ""
-            if wrong and "none" in known.efforts:
-                text = f"{model} takes {wrong} only with reasoning 'none'. Leave one of them out."
-                raise ProviderError("provider.refused", text)
-        if wrong:
-            raise ProviderError("provider.refused", f"{model} takes no {wrong}. Leave it out of the config.")
+            return f"takes no reasoning of {request.reasoning!r}. {can}"
+        if limit is not None and known.output is not None and limit > known.output:
+            return f"writes at most {known.output} tokens; max_tokens is {limit}."
+        if known.sampling if request.reasoning is None else request.reasoning == "none":
+            return ""
+        for name in ("temperature", "top_p"):
+            if getattr(request, name) is not None:
+                if "none" in known.efforts:
+                    return f"takes {name} only with reasoning 'none'. Leave one of them out."
+                return f"takes no {name}. Leave it out of the config."
+        return ""
 
 
 class EntraProvider(ChatProvider):
     """A provider whose key is a token that has to be fetched."""
 
-    def __init__(
-        self,
-        name: str,
-        base_url: str,
-        api_key: Secret | str = "",
-        settings: ProviderSettings | None = None,
-        *,
-        flavor: Flavor = COMPATIBLE,
-        told: bool = True,
-        default: bool = False,
-    ) -> None:
-        super().__init__(name, base_url, api_key, settings, flavor=flavor, told=told, default=default)
-        self._token = EntraToken(self._settings.entra_scope)
+    @cached_property
+    def _token(self) -> EntraToken:
+        return EntraToken(self._settings.entra_scope)
 
     async def headers(self, http: httpx.AsyncClient) -> Mapping[str, str]:
         """The token.

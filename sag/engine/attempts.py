@@ -11,7 +11,7 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
-from sag.engine.gate import LONGEST_S
+from sag.engine.gate import LONGEST_S, Breaker, Ticket
 from sag.engine.transport import Deadlines, Exchange
 from sag.hooks.provider import ModelRequest, Provider, ProviderError
 
@@ -52,7 +52,7 @@ class Attempts:
         self._deadlines = Deadlines(first_token_s=config.first_token_s, gap_s=config.gap_s, total_s=config.total_s)
         self._gates = run._engine.gates
         self._loop = asyncio.get_running_loop()
-        self._number = 0
+        self._number = 1
         self._failure: ProviderError | None = None
         self._told = False
 
@@ -66,7 +66,6 @@ class Attempts:
         began = self._loop.time()
         log.debug("run %s step %d: %s is asked %r", self._run.id, self._step, self._name, self._prompt())
         while True:
-            self._number += 1
             try:
                 return await self._try()
             except ProviderError as e:
@@ -77,21 +76,28 @@ class Attempts:
                 if not e.retry or self._number > self._config.retries or wait_s > left_s:
                     raise
                 self._failure = e
+                self._number += 1
                 await self._void()
                 if not limited:
+                    wait_s *= random.uniform(1.0, 1.1)  # who was told the same does not come at the same moment
                     self._tell(wait_s)
                     await asyncio.sleep(wait_s)
 
     async def _try(self) -> Exchange:
         breaker = self._gates.breaker(self._provider.name)
-        breaker.enter()
-        heard = False
+        tries = breaker.enter()
+        ticket: Ticket | None = None
         try:
             ticket = await self._gates.gate(self._name).enter(self._tell)
-        except BaseException:
-            breaker.left()
-            raise
-        self._tell_going_on()
+            self._tell_going_on()
+            return await self._ask(breaker, tries, ticket)
+        finally:
+            if ticket is not None:
+                ticket.leave()
+            breaker.left(tries)
+
+    async def _ask(self, breaker: Breaker, tries: bool, ticket: Ticket) -> Exchange:
+        heard = False
 
         def begun() -> None:
             nonlocal heard
@@ -110,15 +116,12 @@ class Attempts:
                 self._run.id, self._step, self._name, clock() - began, e.kind, e.message, e.request or "-",
             )  # fmt: skip
             if not heard and e.kind in ("provider.unreachable", "provider.timeout"):
-                breaker.failed()
+                breaker.failed(tries)
             elif not heard:
                 breaker.answered()
             if e.kind in ("provider.rate_limit", "provider.overloaded") and e.retry:
                 ticket.limited(None if e.after_ms is None else e.after_ms / 1000)
             raise
-        finally:
-            ticket.leave()
-            breaker.left()
         log.info(
             "run %s step %d: %s answered in %.2f s, first after %.2f s, request %s",
             self._run.id, self._step, self._name, clock() - began, exchange.first_s, exchange.request or "-",

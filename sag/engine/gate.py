@@ -62,7 +62,7 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._opens = 0.0
         self._strikes = 0
-        self._refusal: ProviderError | None = None
+        self._refused: tuple[str, float] | None = None  # words, and until when
         self._period = 0
         self._period_s = 0.0
         self._period_ends = 0.0
@@ -79,23 +79,24 @@ class Gate:
             ProviderError: provider.rate_limit, where the server asks for more than a minute, or the turn did not come
                 in that time.
         """
-        if self._refusal is not None and self._loop.time() < self._opens:
-            raise self._refusal
+        if self._refused is not None and self._loop.time() < self._opens:
+            raise self._refuse(*self._refused)
         if not self._waiting and self._blocked_s() is None:
             return self._begin()
         turn: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(turn)
-        blocked_s = self._pump()
-        if not turn.done():
-            tell(blocked_s if blocked_s is not None and math.isfinite(blocked_s) else None)
         try:
+            blocked_s = self._pump()
+            if not turn.done():
+                tell(blocked_s if blocked_s is not None and math.isfinite(blocked_s) else None)
             async with asyncio.timeout(LONGEST_S):
                 await turn
         except TimeoutError:
-            text = f"So many calls wait for this model that the turn did not come within {LONGEST_S:g} s."
-            raise ProviderError("provider.rate_limit", text, retry=False) from None
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # let through in the same moment
+            if not _is_through(turn):
+                text = f"So many calls wait for this model that the turn did not come within {LONGEST_S:g} s."
+                raise ProviderError("provider.rate_limit", text, retry=False) from None
+        except BaseException:
+            if _is_through(turn):  # in the same moment
                 self._leave()
             raise
         finally:
@@ -107,7 +108,9 @@ class Gate:
     @property
     def idle(self) -> bool:
         """Whether it holds nothing worth keeping."""
-        return not self._out and not self._waiting and self._quota is None and self._opens < self._loop.time()
+        now = self._loop.time()
+        calm = self._quota is None or now > self._period_ends + CALM * self._period_s
+        return not self._out and not self._waiting and calm and self._opens < now
 
     def _begin(self) -> Ticket:
         self._out += 1
@@ -119,7 +122,7 @@ class Gate:
         now = self._loop.time()
         if now < self._opens:
             return self._opens - now
-        self._refusal = None
+        self._refused = None
         if self._quota is not None and now >= self._period_ends:
             self._next_period(now)
         if self._quota is not None and self._begun >= self._quota:
@@ -174,12 +177,18 @@ class Gate:
             self._calm = self._begun = self._answers = 0
         wait_s = min(8.0, 0.25 * 2.0**self._strikes) if after_s is None else after_s
         if wait_s > LONGEST_S:
-            text = f"The model's server asks to wait for {_words(wait_s)}."
-            self._refusal = ProviderError("provider.rate_limit", text, after_s=wait_s, retry=False)
+            self._refused = f"The model's server asks to wait for {_words(wait_s)}.", now + wait_s
             wait_s = LONGEST_S
+            for turn in self._waiting:
+                if not turn.done():
+                    turn.set_exception(self._refuse(*self._refused))
+            self._waiting.clear()
         self._opens = max(self._opens, now + wait_s * random.uniform(1.0, 1.1))
         self._period_s = max(0.5, wait_s)
         self._period_ends = self._opens + self._period_s
+
+    def _refuse(self, text: str, until: float) -> ProviderError:
+        return ProviderError("provider.rate_limit", text, after_s=until - self._loop.time(), retry=False)
 
 
 class Breaker:
@@ -195,35 +204,39 @@ class Breaker:
         self._pause_s = BREAK_S[0]
         self._probing = False
 
-    def enter(self) -> None:
-        """Before a call.
+    def enter(self) -> bool:
+        """Before a call; gives whether it is the one that tries.
 
         Raises:
             ProviderError: provider.unreachable, with the time after which to try again.
         """
         if self._failures < BREAK_AFTER:
-            return
+            return False
         left_s = self._opens - self._now()
         if left_s > 0 or self._probing:
             text = "The model's server has not answered lately."
             raise ProviderError("provider.unreachable", text, after_s=max(left_s, 0.5))
         self._probing = True
+        return True
 
     def answered(self) -> None:
         """The server answered, be it with an error."""
         self._failures, self._pause_s, self._probing = 0, BREAK_S[0], False
 
-    def failed(self) -> None:
-        """The server could not be reached, or did not answer."""
+    def failed(self, tries: bool) -> None:
+        """The server could not be reached, or did not answer; `tries` is what `enter` gave."""
+        if not tries and self._failures >= BREAK_AFTER:
+            return  # it began before the server was left alone
         self._failures += 1
-        self._probing = False
+        self.left(tries)
         if self._failures >= BREAK_AFTER:
             self._opens = self._now() + self._pause_s
             self._pause_s = min(self._pause_s * 2, BREAK_S[1])
 
-    def left(self) -> None:
-        """The call was given up before it could tell."""
-        self._probing = False
+    def left(self, tries: bool) -> None:
+        """The call is over, whether or not it could tell."""
+        if tries:
+            self._probing = False
 
 
 class Gates:
@@ -248,6 +261,10 @@ class Gates:
         if breaker is None:
             breaker = self._breakers[provider] = Breaker()
         return breaker
+
+
+def _is_through(turn: asyncio.Future[None]) -> bool:
+    return turn.done() and not turn.cancelled() and turn.exception() is None
 
 
 def _words(seconds: float) -> str:

@@ -34,6 +34,7 @@ class Models:
         outbound: How they ask their vendors.
         overrides: The table `[models]` of plugins.toml; a name may end in `*`.
         announce: Is called when the list has changed.
+        named: The provider that `LLM_PROVIDER` names, if any: where it has not told its models yet, no other stands in.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Models:
         outbound: Outbound,
         overrides: Mapping[str, ModelOverride],
         announce: Callable[[], None] = lambda: None,
+        named: str = "",
     ) -> None:
         self._extensions = extensions
         self._outbound = outbound
         self._exact = {name: one for name, one in overrides.items() if not name.endswith("*")}
         self._patterns = {name[:-1]: one for name, one in overrides.items() if name.endswith("*")}
         self._announce = announce
+        self._named = named.strip().lower()
         self._refusals: dict[str, ProviderError] = {}
         self._known: dict[str, Model] = {}
         self._version = -1
@@ -94,7 +97,11 @@ class Models:
 
     def default(self) -> str | None:
         """The model of runs that name none: one that is called the default, else the first that is no demo."""
-        ranked = [(2 if m.demo else 0 if m.default else 1, name) for name, _, m in self.all()]
+        ranked = [
+            (2 if m.demo else 0 if m.default else 1, name)
+            for name, provider, m in self.all()
+            if self._named in ("", provider.name)
+        ]
         best = min((rank for rank, _ in ranked), default=None)
         return next((name for rank, name in ranked if rank == best), None)
 
@@ -107,6 +114,8 @@ class Models:
             Fault: model.unknown.
         """
         full = name or self.default()
+        if full is None and self._named:
+            raise Fault("model.unknown", f"The provider {self._named} tells of no model; set LLM_MODEL.")
         if full is None:
             raise Fault("model.unknown", "No model is configured; set LLM_PROVIDER and LLM_MODEL.")
         provider_name, _, model = full.partition("/")

@@ -7,7 +7,7 @@
         def make_provider(self, url, key):
             return MyProvider(url, key)
 
-The tests run in pytest with pytest-asyncio in its mode `auto`. They speak to a fake server on loopback, through the
+The tests need pytest with pytest-asyncio. They speak to a fake server on loopback, through the
 hub's own transport.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import pytest_asyncio
 
 from sag.engine.transport import Deadlines, Transport
 from sag.hooks.provider import (
@@ -152,6 +153,8 @@ class ProviderContract:
         overloaded: A status that means overloaded.
     """
 
+    pytestmark = pytest.mark.asyncio
+
     model = "fake"
     key = "sk-contract-0123456789"
     thinks = True
@@ -168,12 +171,12 @@ class ProviderContract:
         """The provider, for a server at `url`."""
         raise NotImplementedError
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def up(self) -> AsyncIterator[FakeUpstream]:
         async with self.make_upstream() as up:
             yield up
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def transport(self) -> AsyncIterator[Transport]:
         outbound = Outbound()
         transport = Transport(outbound)
@@ -422,7 +425,7 @@ class ProviderContract:
 
     # what it knows
 
-    def test_its_models_are_known_without_asking(self) -> None:
+    async def test_its_models_are_known_without_asking(self) -> None:
         provider = self.make_provider("http://127.0.0.1:9", self.key)
         assert all(model.id for model in provider.models())
 

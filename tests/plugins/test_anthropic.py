@@ -1137,7 +1137,6 @@ T = Secret("t")
         ({}, {"model": "m"}, []),
         ({"LLM_PROVIDER": "anthropic"}, {}, [("anthropic", HOST, "", SONNET, True)]),
         ({"LLM_PROVIDER": "Anthropic", "LLM_MODEL": "m"}, {}, [("anthropic", HOST, "", "m", True)]),
-        ({"LLM_PROVIDER": "anthropic"}, {"name": "claude"}, [("anthropic", HOST, "", SONNET, True)]),
         (
             {"LLM_PROVIDER": "anthropic", "LLM_API_KEY": "k", "LLM_BASE_URL": "http://b/v1/", "ANTHROPIC_API_KEY": "a"},
             {"api_key": T},
@@ -1169,8 +1168,8 @@ T = Secret("t")
         ({"ANTHROPIC_API_KEY": "a", "LLM_PROVIDER": "demo"}, {"model": "m"}, [("anthropic", HOST, "a", "m", False)]),
         (
             {"ANTHROPIC_API_KEY": "a", "ANTHROPIC_BASE_URL": "http://e"},
-            {"name": "claude", "providers": {"eu": Account(base_url="http://eu/v1", api_key=T, model="m")}},
-            [("claude", "http://e", "a", SONNET, False), ("eu", "http://eu", "t", "m", False)],
+            {"providers": {"eu": Account(base_url="http://eu/v1", api_key=T, model="m")}},
+            [("anthropic", "http://e", "a", SONNET, False), ("eu", "http://eu", "t", "m", False)],
         ),
         (
             {"LLM_PROVIDER": "eu", "LLM_MODEL": "n", "ANTHROPIC_API_KEY": "a"},

@@ -262,7 +262,9 @@ async def test_a_model_that_a_complete_list_lacks_is_refused(http):
         ("gpt-6.2-sol", {"seed": 0}, "takes no seed"),
         ("gpt-6.2-sol", {"reasoning": "none"}, "takes no reasoning of 'none'. It takes low, medium"),
         ("gpt-6.2-sol", {"max_tokens": 200_000}, "at most 128000"),
+        ("gpt-6.2-sol", {"max_tokens": 15}, "of 16 at least"),
         ("gpt-6.2-sol", {"max_tokens": 128_000, "reasoning": "max"}, ""),
+        ("gpt-4o", {"max_tokens": 1}, ""),
         ("gpt-6-luna", {"temperature": 0.5}, "only with reasoning 'none'"),
         ("gpt-6-luna", {"temperature": 0.5, "reasoning": "none"}, ""),
         ("gpt-5.2", {"temperature": 0.5}, ""),
@@ -531,6 +533,8 @@ def test_the_data_file_is_complete_and_says_of_when_it_is():
         assert one.price is not None
         assert 0 < one.price.input < one.price.output, id
         assert one.price.cached is None or one.price.cached < one.price.input, id
+        long = one.price.long
+        assert long is None or (long.input > one.price.input and long.output > one.price.output), id
         assert 0 < (one.output or 0) < (one.context or 0), id
         assert ("reasoning" in one.abilities) == bool(one.efforts) == (one.api == "responses"), id
         assert one.sampling or one.efforts, id

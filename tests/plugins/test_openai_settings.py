@@ -1,5 +1,8 @@
 """Which providers tables and environment describe, whom their variables speak to, and to whom a key may go."""
 
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -353,6 +356,16 @@ def test_keys_are_shown_nowhere():
     shown = repr(table) + "".join(f"{p!r}{vars(p)!r}" for p in providers)
     assert "0123456789" not in shown
     assert [key_of(p)[-4:] for p in providers] == ["6789"] * 3
+
+
+# the documentation
+
+
+def test_what_the_documentation_says_can_be_set():
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "connect-a-model.md"
+    tables = [tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.S)]
+    names = [set(configured(**table["openai"])) for table in tables if "openai" in table]
+    assert names == [{"openai", "lab", "ollama"}, {"azure"}, {"azure"}, {"openrouter"}]
 
 
 # the hook

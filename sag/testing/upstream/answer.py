@@ -20,20 +20,23 @@ def answer_default(asked: Asked, family: str | None = None) -> Script:
 
     When tools are offered and the user's message holds `call NAME {json}`, they are called, unless the tool choice
     forbids it; where it demands a call and none is told, the first that will do is called without arguments. With a
-    family the calls stand in the text (`write_calls`).
+    family the calls stand in the text (`write_calls`), whether tools are offered or not.
     """
     steps: list[Step] = [Think(THOUGHT, redacted=not asked.shows)] if asked.thinks else []
     if asked.answers:
         return Script([*steps, Say(" ".join(asked.answers))])
     calls: list[ToolCall] = []
-    if asked.tools and asked.choice != "none":
+    if family is not None and not asked.tools:
+        # Told in the prompt alone, as it has to be where the server takes no tools.
+        calls = find_calls(asked.text)
+    elif asked.tools and asked.choice != "none":
         offered = asked.tools if asked.choice in ("auto", "required") else [asked.choice]
         calls = [one for one in find_calls(asked.text) if one.name in offered]
         if not calls and asked.choice != "auto":
             calls = [ToolCall(offered[0])]
     if calls and family is not None:
         return Script([*steps, Say(cut(write_calls(calls, family), 3))])
-    return Script([*steps, Calls(calls) if calls else Say(asked.text)])
+    return Script([*steps, Calls(calls, interleaved=False) if calls else Say(asked.text)])
 
 
 def find_calls(text: str) -> list[ToolCall]:

@@ -51,7 +51,9 @@ class Anthropic(Flavor):
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         if not sent and not (scheme.lower() == "bearer" and bearer):
             refuse("x-api-key header is required", 401)
-        if (key or token) and not (key and sent == key) and not (token and bearer == token):
+        # A key may come either way: the SDK of version 2 sends it as a token.
+        right = (key and key in (sent, bearer)) or (token and token == bearer)
+        if (key or token) and not right:
             refuse("invalid x-api-key" if sent else "Invalid bearer token", 401)
         version = request.headers.get("anthropic-version")
         if version is None:

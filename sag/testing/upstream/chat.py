@@ -6,19 +6,39 @@ import re
 from typing import Any, ClassVar
 
 from sag.testing.upstream.flavor import CREATED
-from sag.testing.upstream.request import Asked, File, count_tokens, read_base64, read_data_url, refuse
+from sag.testing.upstream.request import (
+    Asked,
+    File,
+    check_types,
+    count_tokens,
+    quote,
+    read_base64,
+    read_data_url,
+    refuse,
+)
 from sag.testing.upstream.script import Calls, Fail, Json, Refusal, Script, Think, Token, cut, join, split
 from sag.testing.upstream.writer import Format, Writer, encode, write_arguments
 
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _ROLES = ("developer", "system", "user", "assistant", "tool")
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _PARTS = {
     "user": ("text", "image_url", "input_audio", "file"),
     "assistant": ("text", "refusal"),
     "tool": ("text",),
     "system": ("text",),
     "developer": ("text",),
+}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "messages": (list,),
+    "tools": (list,),
+    "stream_options": (dict,),
+    "reasoning": (dict,),
+    "chat_template_kwargs": (dict,),
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "max_tokens": (int,),
+    "max_completion_tokens": (int,),
 }
 _PARAMS = frozenset(
     """
@@ -191,6 +211,7 @@ class ChatFormat(Format):
     ignores: ClassVar[bool] = False  # what is not known is ignored, however strict the server
 
     def read(self, body: Json) -> Asked:
+        check_types(body, _TYPES, "Invalid type for '{name}': expected {types}.")
         server = self.flavor.server
         if server.strict and not self.ignores and (unknown := sorted(set(body) - _PARAMS)):
             refuse(f"Unknown parameter: '{unknown[0]}'.", code="unknown_parameter", param=unknown[0])
@@ -208,8 +229,8 @@ class ChatFormat(Format):
     def reads_effort(self, body: Json) -> bool:
         """Whether reasoning is turned on."""
         effort = body.get("reasoning_effort")
-        if effort is not None and effort not in _EFFORTS:
-            text = f"Invalid value: '{effort}'. Supported values are: {_list(_EFFORTS)}."
+        if effort is not None and effort not in EFFORTS:
+            text = f"Invalid value: '{effort}'. Supported values are: {quote(EFFORTS)}."
             refuse(text, param="reasoning_effort", code="invalid_value")
         return effort not in (None, "none")
 
@@ -237,7 +258,7 @@ class ChatFormat(Format):
                 if body.get(name) not in (None, "none") and self.flavor.server.strict and not self.ignores:
                     refuse(f"'{name}' is only allowed when 'tools' are specified.", param=name)
             return
-        if not isinstance(tools, list) or not tools:
+        if not tools:
             refuse("[] is too short - 'tools'", param="tools", code="empty_array")
         self.check_choice(body)
         for i, tool in enumerate(tools):
@@ -267,14 +288,14 @@ class ChatFormat(Format):
         return str(name)
 
     def _read_messages(self, messages: Any, asked: Asked) -> None:
-        if not isinstance(messages, list) or not messages:
+        if not messages:
             refuse("Invalid 'messages': empty array.", param="messages", code="empty_array")
         awaited: list[str] = []
         for i, message in enumerate(messages):
             where = f"messages[{i}]"
             role = message.get("role") if isinstance(message, dict) else None
             if role not in _ROLES:
-                text = f"Invalid value: '{role}'. Supported values are: {_list(_ROLES)}."
+                text = f"Invalid value: '{role}'. Supported values are: {quote(_ROLES)}."
                 refuse(text, param=f"{where}.role", code="invalid_value")
             if role == "tool":
                 if message.get("tool_call_id") not in awaited:
@@ -287,6 +308,7 @@ class ChatFormat(Format):
                 break
             asked.answers.clear()
             self.check_message(message, where)
+            check_types(message, {"tool_calls": (list,)}, f"Invalid type for '{where}.{{name}}': expected {{types}}.")
             calls = message.get("tool_calls")
             if role == "assistant" and calls:
                 awaited = [_read_call(one, f"{where}.tool_calls[{n}]") for n, one in enumerate(calls)]
@@ -320,7 +342,7 @@ class ChatFormat(Format):
             kind = part.get("type") if isinstance(part, dict) else None
             at = f"{where}[{i}]"
             if kind not in allowed:
-                text = f"Invalid value: '{kind}'. Supported values are: {_list(allowed)}."
+                text = f"Invalid value: '{kind}'. Supported values are: {quote(allowed)}."
                 refuse(text, param=f"{at}.type", code="invalid_value")
             if kind in ("text", "refusal"):
                 if not isinstance(part.get(kind), str):
@@ -368,7 +390,3 @@ def _read_call(call: Any, at: str) -> str:
     if not isinstance(function.get("arguments"), str):
         refuse(f"Invalid type for '{at}.function.arguments': expected a string.", param=f"{at}.function.arguments")
     return str(call["id"])
-
-
-def _list(values: tuple[str, ...]) -> str:
-    return ", ".join(repr(one) for one in values)

@@ -139,35 +139,29 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep(script.before_s)
         if script.head != "send":
             await self._misbehave(script.head)
-        status, body, writer = script.status, script.body, reply.writer
-        if body is None and script.steps and isinstance(script.steps[0], Fail) and status >= 400:
-            body = encode(self._server.write_error(script.steps[0]))
-            writer = None
-        streams = body is None and writer is not None and reply.streams
-        if body is None and writer is not None and not streams:
+        writer = reply.writer
+        if writer is not None and reply.streams:
+            framing = {"transfer-encoding": "chunked"} if script.framing == "chunked" else {"connection": "close"}
+            media = {"content-type": "text/event-stream; charset=utf-8"}
+            self._head = self._write_head(script, script.status, media | writer.headers() | framing)
+            await self._stream(request, script, writer)
+            return
+        status, body = script.status, script.body
+        if writer is not None:
             status, body = await self._whole(script, writer)
-        headers = {
-            **self._server.headers(status, script.headers),
-            "content-type": "text/event-stream; charset=utf-8" if streams else "application/json",
-            **(writer.headers() if writer is not None else {}),
-        }
-        if not streams:
-            body = body or b""
-            headers["content-length"] = str(len(body))
-        elif script.framing == "chunked":
-            headers["transfer-encoding"] = "chunked"
-        else:
-            headers["connection"] = "close"
+        elif body is None:
+            body = b"".join(encode(self._server.write_error(step)) for step in script.steps if isinstance(step, Fail))
+        more = {"content-type": "application/json", "content-length": str(len(body))}
+        head = self._write_head(script, status, more | (writer.headers() if writer is not None else {}))
+        await self._write(head + body if len(body) < _BATCH else head)
+        for i in range(0, len(body) if len(body) >= _BATCH else 0, _BATCH):
+            await self._write(body[i : i + _BATCH])
+
+    def _write_head(self, script: Script, status: int, more: dict[str, str]) -> bytes:
+        headers = self._server.headers(status, script.headers) | more
         headers |= {name.lower(): value for name, value in script.headers.items()}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"HTTP/1.1 {status} Status\r\n{lines}\r\n".encode("latin-1", "replace")
-        if streams and writer is not None:
-            self._head = head
-            await self._stream(request, script, writer)
-        elif body is not None:
-            await self._write(head + body if len(body) < _BATCH else head)
-            for i in range(0, len(body) if len(body) >= _BATCH else 0, _BATCH):
-                await self._write(body[i : i + _BATCH])
+        return f"HTTP/1.1 {status} Status\r\n{lines}\r\n".encode("latin-1", "replace")
 
     async def _misbehave(self, how: str) -> None:
         if how == "hang":

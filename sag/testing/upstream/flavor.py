@@ -81,6 +81,9 @@ class Flavor:
         self.check_model(body)
         asked = request.asked = form.read(body)
         script = self.server.choose(request, str(body["model"]))
+        failed = script.status >= 400 and bool(script.steps) and isinstance(script.steps[0], Fail)
+        if failed or script.body is not None:
+            return Reply(script)
         return Reply(script, form.writer(body, asked, script, self.server.number), bool(body.get("stream")))
 
     def fail(self, fail: Fail) -> Reply:

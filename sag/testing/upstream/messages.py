@@ -9,7 +9,7 @@ from typing import Any
 
 from sag.testing.upstream.flavor import Flavor
 from sag.testing.upstream.messages_writer import MessagesWriter
-from sag.testing.upstream.request import Asked, File, count_tokens, read_base64, refuse, unseal
+from sag.testing.upstream.request import Asked, File, check_types, count_tokens, quote, read_base64, refuse, unseal
 from sag.testing.upstream.script import Json, Script, Usage
 from sag.testing.upstream.writer import Format, Writer
 
@@ -18,6 +18,17 @@ EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "messages": (list,),
+    "system": (str, list),
+    "tools": (list,),
+    "thinking": (dict,),
+    "tool_choice": (dict,),
+    "output_config": (dict,),
+    "max_tokens": (int,),
+    "temperature": (int, float),
+    "stop_sequences": (list,),
+}
 _PARAMS = frozenset(
     """
     model max_tokens messages system tools tool_choice stream temperature top_p top_k stop_sequences thinking
@@ -36,9 +47,10 @@ class MessagesFormat(Format):
         self._thought: OrderedDict[str, list[Json]] = OrderedDict()
 
     def read(self, body: Json) -> Asked:
-        if "max_tokens" not in body:
+        if body.get("max_tokens") is None:
             refuse("max_tokens: Field required")
-        if not isinstance(body["max_tokens"], int) or body["max_tokens"] < 1:
+        check_types(body, _TYPES, "{name}: Input should be {types}")
+        if body["max_tokens"] < 1:
             refuse("max_tokens: Input should be greater than or equal to 1")
         if unknown := sorted(set(body) - _PARAMS):
             refuse(f"{unknown[0]}: Extra inputs are not permitted")
@@ -52,6 +64,7 @@ class MessagesFormat(Format):
         Raises:
             Refused: They break the contract.
         """
+        check_types(body, _TYPES, "{name}: Input should be {types}")
         asked = Asked()
         self._read_thinking(body, asked)
         self._read_system(body.get("system"))
@@ -80,7 +93,7 @@ class MessagesFormat(Format):
 
     def _read_thinking(self, body: Json, asked: Asked) -> None:
         given = body.get("thinking") or {"type": "disabled"}
-        kind = given.get("type") if isinstance(given, dict) else None
+        kind = given.get("type")
         if kind not in ("enabled", "adaptive", "disabled", "between_tools"):
             refuse(f"thinking: Input tag '{kind}' found using 'type' does not match any of the expected tags")
         if kind == "enabled":
@@ -112,8 +125,6 @@ class MessagesFormat(Format):
     def _read_system(self, system: Any) -> None:
         if system is None or isinstance(system, str):
             return
-        if not isinstance(system, list):
-            refuse("system: Input should be a valid list")
         for i, block in enumerate(system):
             if not isinstance(block, dict) or block.get("type") != "text":
                 refuse(f"system.{i}.type: Input should be 'text'")
@@ -145,7 +156,7 @@ class MessagesFormat(Format):
         choice = body.get("tool_choice")
         if choice is None:
             return
-        kind = choice.get("type") if isinstance(choice, dict) else None
+        kind = choice.get("type")
         if kind not in ("auto", "any", "none", "tool"):
             refuse(f"tool_choice: Input tag '{kind}' found using 'type' does not match any of the expected tags")
         if not asked.tools:
@@ -159,7 +170,7 @@ class MessagesFormat(Format):
     # --- messages ---
 
     def _read_messages(self, messages: Any, asked: Asked) -> None:
-        if not isinstance(messages, list) or not messages:
+        if not messages:
             refuse("messages: at least one message is required")
         merged = asked.transcript
         for i, message in enumerate(messages):
@@ -204,8 +215,8 @@ class MessagesFormat(Format):
         kind = block.get("type") if isinstance(block, dict) else None
         allowed = _BLOCKS[role]
         if kind not in allowed:
-            found = ", ".join(f"'{one}'" for one in allowed)
-            refuse(f"{where}: Input tag '{kind}' found using 'type' does not match any of the expected tags: {found}")
+            words = f"does not match any of the expected tags: {quote(allowed)}"
+            refuse(f"{where}: Input tag '{kind}' found using 'type' {words}")
         if kind == "text":
             if not isinstance(block.get("text"), str):
                 refuse(f"{where}.text.text: Field required")

@@ -55,6 +55,7 @@ class OpenRouterWriter(ChatWriter):
     choice: ClassVar[Json] = {"logprobs": None, "native_finish_reason": None}
     first: ClassVar[Json] = {"role": "assistant", "content": ""}
     always_usage: ClassVar[bool] = True
+    flavor: OpenRouter
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -114,9 +115,7 @@ class OpenRouterWriter(ChatWriter):
 
     def _costs(self) -> tuple[Decimal, Decimal]:
         """What was sent and what was written, in US dollars."""
-        flavor = self.flavor
-        assert isinstance(flavor, OpenRouter)
-        told = flavor.describe(self.model)["pricing"]
+        told = self.flavor.describe(self.model)["pricing"]
         prices = {name: Decimal(price) for name, price in told.items() if isinstance(price, str)}
         usage, free = self.usage, Decimal(0)
         prompt, completion = prices.get("prompt", free), prices.get("completion", free)
@@ -129,14 +128,12 @@ class OpenRouterWriter(ChatWriter):
         usage, cost = self.usage, float(sum(self._costs()))
         finish = "error" if self.failed else self.finish if request.ended == "done" else None
         took_ms = round((time.monotonic() - request.at) * 1000)
-        flavor = self.flavor
-        assert isinstance(flavor, OpenRouter)
-        flavor.keep(
+        self.flavor.keep(
             {
                 "id": self.id,
                 "model": self.model,
                 "provider_name": _PROVIDER,
-                "created_at": flavor.server.clock.write_rfc3339(),
+                "created_at": self.flavor.server.clock.write_rfc3339(),
                 "streamed": bool(self.body.get("stream")),
                 "cancelled": request.ended == "client",
                 "latency": took_ms,
@@ -189,6 +186,8 @@ class OpenRouterFormat(ChatFormat):
         """Reasoning that comes back has to be as it was given, in one piece or in those of the stream."""
         texts: dict[Any, str] = {}
         for one in message.get("reasoning_details") or ():
+            if not isinstance(one, dict):
+                refuse(f"{where}: reasoning_details have to be objects")
             index = one.get("index")
             texts[index] = texts.get(index, "") + (one.get("text") or "")
             signature = one.get("signature")

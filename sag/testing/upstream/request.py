@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NoReturn
 
 from msgspec import Struct, field
@@ -120,6 +121,28 @@ class Refused(Exception):
 def refuse(message: str, status: int = 400, **given: Any) -> NoReturn:
     """Refuse a request; `given` are further members of `Fail`."""
     raise Refused(Fail(status, message, **given))
+
+
+def check_types(body: Json, types: Mapping[str, tuple[type, ...]], words: str) -> None:
+    """Refuse members that are of another type; those that are null or left out pass.
+
+    Args:
+        body: Whose members.
+        types: What each may be.
+        words: What is said, with `{name}` and `{types}`.
+    """
+    for name, allowed in types.items():
+        if body.get(name) is not None and not isinstance(body[name], allowed):
+            expected = " or ".join(_TYPE_NAMES[one] for one in allowed)
+            refuse(words.format(name=name, types=expected), param=name, code="invalid_type")
+
+
+_TYPE_NAMES = {str: "a string", list: "an array", dict: "an object", int: "an integer", float: "a number"}
+
+
+def quote(values: Iterable[str]) -> str:
+    """Values as errors list them, `'a', 'b'`."""
+    return ", ".join(f"'{one}'" for one in values)
 
 
 def read_base64(data: Any) -> bytes | None:

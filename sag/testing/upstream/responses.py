@@ -9,12 +9,15 @@ from typing import Any
 
 from msgspec import Struct
 
+from sag.testing.upstream.chat import EFFORTS
 from sag.testing.upstream.flavor import Flavor
 from sag.testing.upstream.request import (
     Asked,
     File,
     Request,
+    check_types,
     count_tokens,
+    quote,
     read_data_url,
     refuse,
     unseal,
@@ -26,7 +29,6 @@ from sag.testing.upstream.writer import Format, Writer
 KEPT = 1000  # answers that are remembered
 
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _ROLES = ("user", "assistant", "system", "developer")
 _BUILT_IN = (
     "web_search",
@@ -48,6 +50,16 @@ _INCLUDE = (
     "reasoning.encrypted_content",
     "message.output_text.logprobs",
 )
+_TYPES: dict[str, tuple[type, ...]] = {
+    "input": (str, list),
+    "tools": (list,),
+    "include": (list,),
+    "reasoning": (dict,),
+    "stream_options": (dict,),
+    "text": (dict,),
+    "max_output_tokens": (int,),
+    "previous_response_id": (str,),
+}
 _PARAMS = frozenset(
     """
     model input instructions tools tool_choice parallel_tool_calls max_output_tokens max_tool_calls reasoning text
@@ -102,16 +114,17 @@ class ResponsesFormat(Format):
         return kept.response
 
     def read(self, body: Json) -> Asked:
+        check_types(body, _TYPES, "Invalid type for '{name}': expected {types}.")
         server = self.flavor.server
         if server.strict and (unknown := sorted(set(body) - _PARAMS)):
             refuse(f"Unknown parameter: '{unknown[0]}'.", code="unknown_parameter", param=unknown[0])
         least = body.get("max_output_tokens")
-        if least is not None and (not isinstance(least, int) or least < 16):
+        if least is not None and least < 16:
             text = f"Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got {least}."
             refuse(text, param="max_output_tokens", code="integer_below_min_value")
         for one in body.get("include") or ():
             if one not in _INCLUDE:
-                text = f"Invalid value: '{one}'. Supported values are: {_list(_INCLUDE)}."
+                text = f"Invalid value: '{one}'. Supported values are: {quote(_INCLUDE)}."
                 refuse(text, param="include", code="invalid_value")
         for name in ("temperature", "top_p"):
             if body["model"] in server.reasoning_models and body.get(name) is not None:
@@ -128,7 +141,7 @@ class ResponsesFormat(Format):
         self._read_reasoning(body, asked)
         self._read_tools(body, asked)
         self._read_items(body, asked)
-        asked.input = count_tokens(body.get("instructions"), body.get("input"), body.get("tools")) + 3
+        asked.input = count_tokens(body.get("instructions"), asked.transcript, body.get("tools")) + 3
         return asked
 
     def writer(self, body: Json, asked: Asked, script: Script, number: int) -> Writer:
@@ -141,11 +154,9 @@ class ResponsesFormat(Format):
 
     def _read_reasoning(self, body: Json, asked: Asked) -> None:
         given = body.get("reasoning") or {}
-        if not isinstance(given, dict):
-            refuse("Invalid type for 'reasoning': expected an object.", param="reasoning", code="invalid_type")
         effort = given.get("effort")
-        if effort is not None and effort not in _EFFORTS:
-            text = f"Invalid value: '{effort}'. Supported values are: {_list(_EFFORTS)}."
+        if effort is not None and effort not in EFFORTS:
+            text = f"Invalid value: '{effort}'. Supported values are: {quote(EFFORTS)}."
             refuse(text, param="reasoning.effort", code="invalid_value")
         asked.thinks = effort not in (None, "none")
         asked.shows = given.get("summary") is not None
@@ -155,7 +166,7 @@ class ResponsesFormat(Format):
             kind = tool.get("type") if isinstance(tool, dict) else None
             if kind != "function":
                 if not str(kind).startswith(_BUILT_IN):
-                    text = f"Invalid value: '{kind}'. Supported values are: {_list(('function', *_BUILT_IN))}."
+                    text = f"Invalid value: '{kind}'. Supported values are: {quote(('function', *_BUILT_IN))}."
                     refuse(text, param=f"tools[{i}].type", code="invalid_value")
                 continue
             name = tool.get("name")
@@ -178,7 +189,7 @@ class ResponsesFormat(Format):
         given = body.get("input")
         if isinstance(given, str):
             given = [{"role": "user", "content": given}]
-        if not isinstance(given, list) or not given:
+        if not given:
             refuse("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
         items = asked.transcript
         previous = body.get("previous_response_id")
@@ -279,7 +290,7 @@ class ResponsesFormat(Format):
     def _read_message(self, item: Json, where: str, asked: Asked) -> None:
         role = item.get("role")
         if role not in _ROLES:
-            text = f"Invalid value: '{role}'. Supported values are: {_list(_ROLES)}."
+            text = f"Invalid value: '{role}'. Supported values are: {quote(_ROLES)}."
             refuse(text, param=f"{where}.role", code="invalid_value")
         asked.answers.clear()
         text = self._read_content(item.get("content"), f"{where}.content", role, asked)
@@ -297,7 +308,7 @@ class ResponsesFormat(Format):
             kind = part.get("type") if isinstance(part, dict) else None
             at = f"{where}[{i}]"
             if kind not in allowed:
-                text = f"Invalid value: '{kind}'. Supported values are: {_list(allowed)}."
+                text = f"Invalid value: '{kind}'. Supported values are: {quote(allowed)}."
                 refuse(text, param=f"{at}.type", code="invalid_value")
             if kind == "input_image":
                 asked.files.append(_read_image(part, at))
@@ -335,10 +346,6 @@ def _read_file(part: Json, at: str) -> File:
         text = f"Invalid '{at}.file_data'. Expected a base64-encoded data URL, and its 'filename'."
         refuse(text, param=f"{at}.file_data", code="invalid_value")
     return File(*given, name)
-
-
-def _list(values: Sequence[str]) -> str:
-    return ", ".join(repr(one) for one in values)
 
 
 def _remember(store: OrderedDict[str, Any], key: str, value: Any) -> None:

@@ -196,7 +196,7 @@ class ResponsesWriter(Writer):
             self.response |= {"status": "failed", "error": {"code": error["code"], "message": error["message"]}}
             return self._event("failed", response=self.response)
         self._sequence += 1
-        members = {name: error[name] for name in ("code", "message", "param")}
+        members = {name: error.get(name) for name in ("code", "message", "param")}
         return self.event({"type": "error", "sequence_number": self._sequence - 1, **members})
 
     def close(self) -> bytes:
