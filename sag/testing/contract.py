@@ -49,6 +49,7 @@ from sag.testing.upstream import (
     Calls,
     Comment,
     Cut,
+    Fail,
     FakeUpstream,
     LongLine,
     Raw,
@@ -400,14 +401,10 @@ class ProviderContract:
         assert (answer.error.kind, answer.finish) == ("provider.protocol", None)
 
     async def test_an_error_in_mid_stream_is_read(self, up: FakeUpstream, transport: Transport) -> None:
-        answer = await self.ask(up, transport, Script([Say("so far"), self.mid_stream_error(), Say("no more")]))
+        answer = await self.ask(up, transport, Script([Say("so far"), Fail(500, "It went away."), Say("no more")]))
         assert answer.error is not None
         assert (answer.text, answer.finish) == ("so far", None)
         assert "went away" in answer.error.message
-
-    def mid_stream_error(self) -> Raw:
-        """What the vendor sends when it fails after it began; its text says `went away`."""
-        return Raw(b'data: {"error":{"message":"The backend went away","type":"server_error","code":null}}\n\n')
 
     async def test_keep_alives_are_no_answer(self, up: FakeUpstream, transport: Transport) -> None:
         answer = await self.ask(up, transport, Script([Comment(count=None, every_s=0.02)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sag.hooks.provider import HttpProvider
 from sag.secret import Secret
 from sag.testing.contract import ProviderContract
-from sag.testing.upstream import FakeUpstream, Raw
+from sag.testing.upstream import FakeUpstream
 from sag_anthropic.provider import MessagesProvider
 from sag_openai.flavors import FLAVORS
 from sag_openai.provider import ChatProvider
@@ -34,11 +34,6 @@ class TestOpenAiResponses(ProviderContract):
 
     def make_provider(self, url: str, key: str) -> HttpProvider:
         return make("openai", url, key, api="responses")
-
-    def mid_stream_error(self) -> Raw:
-        return Raw(
-            b'event: error\ndata: {"type":"error","code":"server_error","message":"it went away","param":null}\n\n'
-        )
 
 
 class TestVllm(ProviderContract):
@@ -93,8 +88,3 @@ class TestAnthropic(ProviderContract):
 
     def make_provider(self, url: str, key: str) -> HttpProvider:
         return MessagesProvider("anthropic", url, Secret(key))
-
-    def mid_stream_error(self) -> Raw:
-        return Raw(
-            b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"it went away"}}\n\n'
-        )

@@ -414,6 +414,13 @@ def test_parameters_that_the_schema_does_not_name_get_the_type_of_additional_pro
     assert [chunk.arguments for chunk in chunks if isinstance(chunk, CallFragment)] == ['{"a": 5}']
 
 
+def test_a_schema_that_names_itself_many_times_takes_no_time():
+    branches = [{"$ref": "#/properties/a"}, {"anyOf": [{"$ref": "#/properties/a"}] * 20}] * 20
+    tool = ToolSpec("f", "", {"properties": {"a": {"anyOf": [*branches, {"type": "integer"}]}}})
+    chunks = decode([Text("<function=f><parameter=a>5</parameter></function>"), Finish("stop")], tools=[tool])
+    assert [chunk.arguments for chunk in chunks if isinstance(chunk, CallFragment)] == ['{"a": 5}']
+
+
 # any content, any cut
 
 KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
@@ -672,6 +679,21 @@ def test_what_is_held_back_is_shown_before_thoughts_and_native_calls():
     for other in (Reasoning("hm"), Replay("x"), CallFragment(0, "a", "f", "{}")):
         chunks = decode([Text("\n")], [other], [Text("a <tool_call>{")], [other], [Text("}")], [Finish("stop")])
         assert chunks == [Text("\n"), other, Text("a "), Text("<tool_call>{"), other, Text("}"), Finish("stop")]
+
+
+@pytest.mark.parametrize("text", ["<tool", "[TOOL", "{", "`", "<think></th"])
+def test_what_began_before_a_thought_does_not_go_on_behind_it(text):
+    chunks = decode([Text(text)], [Reasoning("hm")], [Text(CALL)], [Finish("stop")])
+    thought = chunks.index(Reasoning("hm"))
+    assert said(chunks[:thought]) == text
+    assert chunks[thought + 1 :] == [Text(CALL), Finish("stop")]
+
+
+def test_blanks_beside_a_call_are_dropped_though_thoughts_come_between():
+    call = Text(f"<tool_call>{CALL}</tool_call>")
+    chunks = decode([call, Text("\n")], [Reasoning("hm")], [Text("\n"), call], [Finish("stop")])
+    assert not said(chunks)
+    assert [type(chunk) for chunk in chunks] == [CallFragment, Reasoning, CallFragment, Finish]
 
 
 def test_usage_does_not_disturb_a_call():

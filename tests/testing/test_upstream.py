@@ -331,12 +331,18 @@ async def test_flooding_is_fast(http, up):
     assert time.process_time() - began < 3
 
 
-def test_it_runs_by_itself():
-    command = [sys.executable, "-m", "sag.testing.upstream", "--port", "0", "--tokens", "5"]
+@pytest.mark.parametrize(("flavor", "path"), [("openai", "/chat/completions"), ("anthropic", "/v1/messages")])
+async def test_it_runs_by_itself(http, flavor, path):
+    command = [sys.executable, "-m", "sag.testing.upstream", "--flavor", flavor, "--port", "0", "--tokens", "5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline().startswith("http://127.0.0.1:")
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:")
+            body = {"model": "fake", "messages": USER, "max_tokens": 9}
+            headers = {"x-api-key": "k", "anthropic-version": "2023-06-01"}
+            async with http.post(url + path, json=body, headers=headers) as answer:
+                assert " tok0 tok1 tok2 tok3 tok4" in await answer.text()
         finally:
             process.terminate()
             process.wait(10)

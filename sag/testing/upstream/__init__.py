@@ -10,7 +10,8 @@ In a test:
         ...                                     # base URL: up.url
         assert up.requests[0].json["model"] == "fake"
 
-By itself: `python -m sag.testing.upstream --flavor anthropic --port 0` prints its base URL.
+By itself: `python -m sag.testing.upstream --flavor anthropic --port 0` prints its base URL. There `misbehave cut` or
+`misbehave 429 2 times` in a user's message has that go wrong; `--help` names all faults.
 
 | flavor | serves below its base URL |
 | --- | --- |

@@ -7,6 +7,9 @@ import asyncio
 from contextlib import suppress
 
 from sag.testing.upstream import FAMILIES, FLAVORS, Answer, Clock, FakeUpstream, Say, Script
+from sag.testing.upstream.misbehave import FAULTS, Misbehaving
+
+_EPILOG = f"What goes wrong is ordered in a user's message, `misbehave NAME` or `misbehave NAME 2 times`: {', '.join(FAULTS)}."
 
 
 async def _run(upstream: FakeUpstream) -> None:
@@ -17,7 +20,9 @@ async def _run(upstream: FakeUpstream) -> None:
 
 def main() -> None:
     """Serve until interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m sag.testing.upstream", description="A fake of a model server.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sag.testing.upstream", description="A fake of a model server.", epilog=_EPILOG
+    )
     parser.add_argument("--flavor", choices=list(FLAVORS), default="openai", help="whose server it is")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 is a free one; the base URL is printed")
@@ -29,7 +34,7 @@ def main() -> None:
     parser.add_argument("--tokens-per-s", type=float, default=None, help="of each stream; else as fast as may be")
     parser.add_argument("--tokens", type=int, default=None, help="answer everything with so many tokens")
     given = parser.parse_args()
-    answer: Answer | None = None
+    answer: Answer = Misbehaving()
     if given.tokens is not None:
         script = Script([Say([f" tok{i % 10}" for i in range(given.tokens)])])
         answer = lambda request: script  # noqa: E731

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
-from sag.testing.upstream.flavor import Flavor, Reply, read_query
+from sag.testing.upstream.flavor import Flavor, read_query
 from sag.testing.upstream.messages import EFFORTS, MessagesFormat
 from sag.testing.upstream.request import Request, refuse
 from sag.testing.upstream.script import Fail, Json
@@ -61,7 +61,7 @@ class Anthropic(Flavor):
         if not _VERSION.fullmatch(version):
             refuse(f'anthropic-version: "{version}" is not a valid version')
 
-    def miss(self, request: Request, path: str) -> Reply:
+    def miss(self, request: Request, path: str) -> NoReturn:
         refuse("Not Found", 404)
 
     def check_model(self, body: Json) -> None:

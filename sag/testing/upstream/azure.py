@@ -98,7 +98,7 @@ class Azure(Flavor):
             if not _VERSION.fullmatch(version):
                 refuse("Resource not found", 404)
 
-    def miss(self, request: Request, path: str) -> Reply:
+    def miss(self, request: Request, path: str) -> NoReturn:
         refuse("Resource not found", 404)
 
     def miss_model(self, model: str) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
 from msgspec import Struct
@@ -59,21 +59,20 @@ class Flavor:
         try:
             reply = self._route(request)
         except Refused as e:
-            reply = self.fail(e.fail)
+            reply = Reply(Script([e.fail], e.fail.status))
         return reply if isinstance(reply, Reply) else Reply(Script(body=encode(reply)))
 
     def _route(self, request: Request) -> Reply | Json:
         path = request.path.partition("?")[0]
         self.check(request, path)
-        others = False
-        for method, pattern, handler in self.routes:
-            match = pattern.fullmatch(path)
-            if match is not None and method == request.method:
-                return handler(request, match)
-            others = others or match is not None
-        if others:
+        there = [(method, handler, match) for method, at, handler in self.routes if (match := at.fullmatch(path))]
+        right = [(handler, match) for method, handler, match in there if method == request.method]
+        if not there:
+            self.miss(request, path)
+        if not right:
             refuse("Only another method is allowed here.", 405, code="method_not_supported")
-        return self.miss(request, path)
+        handler, match = right[0]
+        return handler(request, match)
 
     def ask(self, request: Request, form: Format, **members: Any) -> Reply:
         """Answer a request to a model; `members` replace those of its body."""
@@ -85,10 +84,6 @@ class Flavor:
         if failed or script.body is not None:
             return Reply(script)
         return Reply(script, form.writer(body, asked, script, self.server.number), bool(body.get("stream")))
-
-    def fail(self, fail: Fail) -> Reply:
-        """An error as an answer of its own."""
-        return Reply(Script([fail], fail.status))
 
     # --- what differs between vendors ---
 
@@ -102,7 +97,7 @@ class Flavor:
         if key and request.headers.get("authorization") != f"Bearer {key}":
             refuse("Incorrect API key provided.", 401, code="invalid_api_key")
 
-    def miss(self, request: Request, path: str) -> Reply:
+    def miss(self, request: Request, path: str) -> NoReturn:
         """Nothing is served there."""
         refuse(f"Unknown request URL: {request.method} {path}.", 404, code="unknown_url")
 
@@ -131,7 +126,7 @@ class Flavor:
         if (self.server.strict or self.knows_models) and model not in self.server.models:
             self.miss_model(model)
 
-    def miss_model(self, model: str) -> None:
+    def miss_model(self, model: str) -> NoReturn:
         """There is no such model."""
         refuse(f"The model `{model}` does not exist.", 404, code="model_not_found")
 

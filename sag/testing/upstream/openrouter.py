@@ -124,7 +124,9 @@ class OpenRouterWriter(ChatWriter):
         return max(sent, free), max(usage.output * completion, free)
 
     def ended(self, request: Request) -> None:
-        """Keep a record of the answer."""
+        """Keep a record of the answer, of what was sent of it where it did not come to its end."""
+        if request.ended != "done":
+            self.tokens = request.tokens
         usage, cost = self.usage, float(sum(self._costs()))
         finish = "error" if self.failed else self.finish if request.ended == "done" else None
         took_ms = round((time.monotonic() - request.at) * 1000)

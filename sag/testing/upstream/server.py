@@ -45,7 +45,8 @@ class FakeUpstream:
             Others get 404; from OpenAI's only if `strict`. With Azure they are the deployments.
         reasoning_models: Which of them take no sampling members, as the vendor's reasoning models: no `temperature`
             and `top_p`, with OpenAI no `max_tokens`, with Anthropic no `top_k` and no budget for thinking.
-        strict: OpenAI's refuses what it really refuses, unknown parameters and models; else it ignores them.
+        strict: OpenAI's and Azure's refuse unknown parameters, as they really do, and OpenAI's also unknown models;
+            else they ignore them, as those that are compatible with them do.
         tokens_per_s: The pace of each stream; None is as fast as the client reads.
         tool_parser: False answers tools with 400, as vLLM does without a parser.
         tool_text: Calls of the default answer stand in its text, in this form (one of `FAMILIES`), as where the server
