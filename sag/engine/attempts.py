@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sag.engine.gate import LONGEST_S, Breaker, Ticket
 from sag.engine.transport import Deadlines, Exchange
 from sag.hooks.provider import ModelRequest, Provider, ProviderError
+from sag.schema.ids import now_ms
 
 if TYPE_CHECKING:
     from sag.engine.run import Run
@@ -79,7 +80,8 @@ class Attempts:
                 self._number += 1
                 await self._void()
                 if not limited:
-                    wait_s *= random.uniform(1.0, 1.1)  # who was told the same does not come at the same moment
+                    if e.after_ms is not None:
+                        wait_s *= random.uniform(1.0, 1.1)  # others were told the same
                     self._tell(wait_s)
                     await asyncio.sleep(wait_s)
 
@@ -88,7 +90,7 @@ class Attempts:
         tries = breaker.enter()
         ticket: Ticket | None = None
         try:
-            ticket = await self._gates.gate(self._name).enter(self._tell)
+            ticket = await self._gates.gate(self._name).enter(self._tell, again=self._number > 1)
             self._tell_going_on()
             return await self._ask(breaker, tries, ticket)
         finally:
@@ -143,6 +145,7 @@ class Attempts:
             "message": failure.message if failure is not None else "Other calls to this model go first.",
             "attempt": self._number,
             "of": self._config.retries + 1,
+            "ts": now_ms(),
         }
         after_ms = None if wait_s is None else round(wait_s * 1000)
         self._patch({"status": "waiting", "after_ms": after_ms, "why": why})

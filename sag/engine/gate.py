@@ -69,11 +69,12 @@ class Gate:
         self._quota: int | None = None
         self._begun = self._answers = self._calm = 0
 
-    async def enter(self, tell: Callable[[float | None], None]) -> Ticket:
+    async def enter(self, tell: Callable[[float | None], None], *, again: bool = False) -> Ticket:
         """Wait for one's turn.
 
         Args:
             tell: Is called before a wait, with about how many seconds it takes, or None.
+            again: It was refused before, so it goes first: the last ones of a span are those who may be refused.
 
         Raises:
             ProviderError: provider.rate_limit, where the server asks for more than a minute, or the turn did not come
@@ -84,7 +85,7 @@ class Gate:
         if not self._waiting and self._blocked_s() is None:
             return self._begin()
         turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(turn)
+        self._waiting.appendleft(turn) if again else self._waiting.append(turn)
         try:
             blocked_s = self._pump()
             if not turn.done():

@@ -313,7 +313,7 @@ class Pool:
             return await self._outbound.dial(lambda: Connection(self, origin), *origin[1:], tls=origin.tls)
         except ssl.CertificateError as e:
             raise unreachable("The certificate of the model's server is not trusted.") from e
-        except socket.gaierror as e:
+        except (socket.gaierror, UnicodeError) as e:  # the latter of names that can be none
             raise unreachable("The name of the model's server cannot be resolved.") from e
         except OSError as e:
             raise unreachable("The model's server cannot be reached.") from e

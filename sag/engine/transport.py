@@ -298,10 +298,11 @@ class _HttpRound(_Round):
         super().__init__(request, deadlines, take, begun)
         self._provider = provider
         self._outbound = outbound
+        self._held = 0
         self._pool = pool
         self._left = body
         self._connection: Connection | None = None
-        self._stale = False
+        self._connecting = self._stale = False
         self._refusal: _Refusal | None = None
 
     async def _read(self) -> None:
@@ -336,11 +337,14 @@ class _HttpRound(_Round):
     async def _connect(self, origin: Origin) -> Connection:
         limits = self._deadlines
         end = self._start + min(limits.first_token_s, limits.total_s)
+        self._connecting = True
         try:
             async with asyncio.timeout_at(min(self._now() + limits.connect_s, end)):
                 return await self._pool.connect(origin)
         except TimeoutError as e:
-            raise unreachable("The model's server did not accept the connection in time.") from e
+            raise _not_accepted() from e
+        finally:
+            self._connecting = False
 
     def _send(self, connection: Connection, head: bytes, body: bytes) -> None:
         self._connection = connection
@@ -373,6 +377,9 @@ class _HttpRound(_Round):
                 self._hand_on(batch)
                 # A decoder gives the chunks before an error first; the error must not wait for more bytes to come.
                 self._feed(b"")
+            elif (held := getattr(self._decoder, "held", 0)) != self._held:
+                # What may become a call is an answer too, though nothing of it can be shown yet.
+                self._held, self._since = held, self._now()
         except Fault as e:
             self._fail(e)
         except Exception as e:
@@ -440,7 +447,7 @@ class _HttpRound(_Round):
         if self._refusal is not None:
             self._refuse(self._refusal)
         else:
-            self._fail(failure)
+            self._fail(_not_accepted() if self._connecting else failure)
 
     def _settle(self) -> None:
         """The body has come to its end."""
@@ -541,6 +548,10 @@ class _StreamRound(_Round):
         # What a provider's cleanup raises cannot change what was answered.
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=CLOSE_S)
+
+
+def _not_accepted() -> ProviderError:
+    return unreachable("The model's server did not accept the connection in time.")
 
 
 def _undecodable(e: Exception) -> ProviderError:

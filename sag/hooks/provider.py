@@ -238,7 +238,11 @@ def printable(text: str, limit: int = 200) -> str:
 
 
 class Decoder(Protocol):
-    """Decodes one streamed answer. Bytes may be cut anywhere."""
+    """Decodes one streamed answer. Bytes may be cut anywhere.
+
+    One that holds text back until it knows what it is has the member `held`, a count that grows meanwhile: so the
+    upstream is not taken for silent.
+    """
 
     def feed(self, data: bytes) -> Sequence[Chunk]:
         """The chunks that are complete now.
@@ -251,7 +255,7 @@ class Decoder(Protocol):
         """
 
     def finish(self) -> Sequence[Chunk]:
-        """What remains, at the end of the body.
+        """What remains, at the end of the body; for an error behind it `feed(b"")` is called as above.
 
         Raises:
             ProviderError: provider.truncated where the end mark is missing.

@@ -46,5 +46,5 @@ async def test_a_person_chats_in_the_browser(tmp_path: Path, make_hub: Callable[
         if process.returncode is None:
             process.kill()
     assert process.returncode == 0, output.decode()
-    assert output.decode().count("ok: ") == 10, output.decode()
+    assert output.decode().count("ok: ") == 11, output.decode()
     assert len(list(shots.glob("*.png"))) >= 8

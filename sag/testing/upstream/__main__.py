@@ -9,7 +9,8 @@ from contextlib import suppress
 from sag.testing.upstream import FAMILIES, FLAVORS, Answer, Clock, FakeUpstream, Say, Script
 from sag.testing.upstream.misbehave import FAULTS, Misbehaving
 
-_EPILOG = f"What goes wrong is ordered in a user's message, `misbehave NAME` or `misbehave NAME 2 times`: {', '.join(FAULTS)}."
+_EPILOG = f"""What is to go wrong is said in a user's message, `misbehave NAME` or `misbehave NAME 2 times`:
+{", ".join(FAULTS)}."""
 
 
 async def _run(upstream: FakeUpstream) -> None:

@@ -228,6 +228,23 @@ try {
   assert.equal(await at('file-chip').count(), 0, 'what was sent is no draft any more');
   console.log('ok: files are attached and sent; after a reload the image is seen and the file can be had');
 
+  await newChat();
+  await page.keyboard.press('Control+Shift+KeyM');
+  await at('model-search').waitFor();
+  await page.keyboard.type('demo');
+  const chosen = await at('model-option').first().getAttribute('data-model');
+  assert.match(chosen, /demo/);
+  await page.keyboard.press('Enter');
+  await at('config-chip').waitFor();
+  assert.equal(await at('model-search').count(), 0, 'the picker is closed');
+  assert.ok(await at('composer').evaluate((field) => field === document.activeElement), 'the focus is back');
+  await send('Hello');
+  await until('the chat has its address', () => page.url().includes('#/c/'));
+  await idle();
+  const picked = await kept();
+  assert.equal(Object.values(picked.snap.runs).at(-1).config.model, chosen);
+  console.log(`ok: a model is picked by the keys (${chosen}) and answers`);
+
   for (const [size, width, height] of [['desktop', 1280, 800], ['phone', 390, 844]]) {
     for (const scheme of ['light', 'dark']) {
       const context = await browser.newContext({

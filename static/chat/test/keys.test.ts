@@ -39,6 +39,7 @@ describe('shortcuts', () => {
     [{ key: 'k', metaKey: true }, 'search'],
     [{ key: 'S', metaKey: true, shiftKey: true }, 'sidebar'],
     [{ key: 'C', ctrlKey: true, shiftKey: true }, 'copy-reply'],
+    [{ key: 'M', ctrlKey: true, shiftKey: true }, 'model'],
     [{ key: 'c', ctrlKey: true }, null],
     [{ key: 'Escape' }, 'escape'],
     [{ key: 'Escape', shiftKey: true }, 'focus-composer'],

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { conflicts, describePatch, edit, editTool, isToolOn, toPatch } from '../src/lib/live';
+import { conflicts, describePatch, describeValue, edit, editTool, isToolOn, memberOf, moved, readStops, toPatch, writeStops } from '../src/lib/live';
 
 describe('edits', () => {
   it('hold only what differs from what is in force', () => {
@@ -39,5 +39,51 @@ describe('a patch in words', () => {
     expect(describePatch({ temperature: 0.2, system: 'Be brief', model: null, tools: { mail: false, time: null } })).toBe(
       'Temperature 0.2, System prompt changed, Model reset, mail off, time on',
     );
+    expect(describePatch({ fallbacks: ['a/b', 'c/d'], trim: false, reasoning: 'high', stop: [] })).toBe(
+      'Fallbacks a/b, then c/d, Leave out the oldest off, Reasoning high, Stop at none',
+    );
+    expect(describeValue(['a/b', 'c/d'])).toBe('“a/b”, “c/d”');
+  });
+});
+
+describe('what the schema offers', () => {
+  const config = {
+    type: 'object',
+    properties: {
+      reasoning: { anyOf: [{ enum: ['high', 'low', 'odd', 'none'] }, { type: 'null' }] },
+      retries: { type: 'integer', minimum: 0, maximum: 5 },
+      stop: { anyOf: [{ type: 'array', items: { type: 'string', maxLength: 200 }, maxItems: 4 }, { type: 'null' }] },
+    },
+  };
+  const schema = { $ref: '#/$defs/ChatConfig', $defs: { ChatConfig: config } };
+
+  it('is read through references and what may be null, the efforts from little to much', () => {
+    expect(memberOf('run', schema, 'reasoning')).toEqual({ choices: ['none', 'low', 'high', 'odd'] });
+    expect(memberOf('conv', schema, 'retries')).toEqual({ choices: [], min: 0, max: 5 });
+    expect(memberOf('conv', schema, 'stop')).toEqual({ choices: [], maxItems: 4, maxLength: 200 });
+  });
+
+  it('of a device is that of its section', () => {
+    const device = { $ref: '#/$defs/C', $defs: { C: { properties: { llm: { anyOf: [{ $ref: '#/$defs/R' }, { type: 'null' }] } } }, R: config } };
+    expect(memberOf('client', device, 'retries')).toEqual({ choices: [], min: 0, max: 5 });
+  });
+
+  it('is nothing where the hub does not know the member', () => {
+    expect(memberOf('run', schema, 'seed')).toBeNull();
+    expect(memberOf('client', schema, 'retries')).toBeNull();
+    expect(memberOf('run', undefined, 'retries')).toBeNull();
+  });
+});
+
+describe('lists', () => {
+  it('keep their entries while one moves', () => {
+    expect(moved(['a', 'b', 'c'], 2, -1)).toEqual(['a', 'c', 'b']);
+    expect(moved(['a', 'b', 'c'], 0, 1)).toEqual(['b', 'a', 'c']);
+    expect(moved(['a', 'b'], 0, -1)).toEqual(['a', 'b']);
+  });
+
+  it('of texts to stop at are one in each line, with line breaks spelt', () => {
+    expect(readStops('END\n\n\\n\\n\n stop ')).toEqual(['END', '\n\n', ' stop ']);
+    expect(readStops(writeStops(['a\nb', 'c']))).toEqual(['a\nb', 'c']);
   });
 });

@@ -132,3 +132,75 @@ describe('tool calls', () => {
     expect(build(state).turns[1]!.items[0]).toMatchObject({ calls: [{ status: 'asking' }] });
   });
 });
+
+describe('rounds and what happens between them', () => {
+  const step = (n: number, msg: string, model: string): [string, unknown][] => [
+    ['step.open', { run: 'r1', step: n, model }],
+    ['message.add', { msg, role: 'assistant', run: 'r1', ts: 2, parts: [], step: n }],
+  ];
+  const text = (msg: string, part: number, words: string): [string, unknown][] => [
+    ['part.open', { part, run: 'r1', msg, kind: 'text', ts: 2 }], ['delta', [part, words]], ['part.close', { part, len: words.length }],
+  ];
+  const end = (n: number, finish: string, some: object = {}): [string, unknown] => ['step.close', { run: 'r1', step: n, finish, ...some }];
+  const begin: [string, unknown][] = [open('r1'), said('m1', 'r1', 'Go')];
+  const kinds = (turn: Turn) => turn.items.map((item) => (item.kind === 'note' ? item.note.about : item.kind));
+
+  it('are told with model, usage, time, the time of thinking and the vendor\'s id', () => {
+    const usage = { input: 900, output: 40, reasoning: 25, cached: 800, cost_usd: 0.002 };
+    const state = fold(
+      ...begin, ...step(1, 'm2', 'a/one'),
+      ['part.open', { part: 1, run: 'r1', msg: 'm2', kind: 'reasoning', ts: 2 }], ['delta', [1, 'Hm']], ['part.close', { part: 1, len: 2, ms: 1500 }],
+      ...text('m2', 2, 'Well'), end(1, 'stop', { usage, ms: 4000, request: 'req_1' }), close('r1'),
+    );
+    const turn = build(state).turns[1]!;
+    expect(turn.rounds).toEqual([{ step: 1, model: 'a/one', usage, ms: 4000, thoughtMs: 1500, finish: 'stop', request: 'req_1' }]);
+    expect(turn.items[0]).toMatchObject({ kind: 'reasoning', ms: 1500 });
+  });
+
+  it('name the models that failed before another one answered, once for all of them', () => {
+    const error = { kind: 'provider.overloaded', message: 'Too busy', retry: true };
+    const events: [string, unknown][] = [
+      ...begin, ...step(1, 'm2', 'a/one'), end(1, 'fallback', { error }), ...step(2, 'm3', 'b/two'), end(2, 'fallback', { error: { ...error, message: 'Busy too' } }),
+      ...step(3, 'm4', 'c/three'), ...text('m4', 1, 'Here'),
+    ];
+    const note = { about: 'fallback', from: ['a/one', 'b/two'], to: 'c/three', why: 'Busy too', answered: true };
+    const open_ = build(fold(...events)).turns[1]!;
+    expect(kinds(open_)).toEqual(['fallback', 'text']);
+    expect(open_.items[0]).toMatchObject({ note });
+    const closed = build(fold(...events, end(3, 'tools'), ...step(4, 'm5', 'c/three'), ...text('m5', 2, 'More'), end(4, 'stop'), close('r1'))).turns[1]!;
+    expect(kinds(closed)).toEqual(['fallback', 'text', 'text']);
+    const failed = build(fold(...events.slice(0, -3), end(3, 'failed'), close('r1', 'failed'))).turns[1]!;
+    expect(failed.items[0]).toMatchObject({ note: { ...note, answered: false } });
+  });
+
+  it('say from where on the oldest messages were left out', () => {
+    const trimmed = { step: 2, messages: 12, context: 8000 };
+    const state = fold(...begin, ...step(1, 'm2', 'a/one'), ...text('m2', 1, 'One'), end(1, 'tools'), ...step(2, 'm3', 'a/one'), ['run', { run: 'r1', patch: { trimmed } }], ...text('m3', 2, 'Two'));
+    expect(kinds(build(state).turns[1]!)).toEqual(['text', 'trimmed', 'text']);
+  });
+
+  it.each(['length', 'refused'])('say behind it that an answer ended by %s', (finish) => {
+    const state = fold(...begin, ...step(1, 'm2', 'a/one'), ...text('m2', 1, 'One'), end(1, finish, { usage: { input: 3, output: 7 } }), close('r1'));
+    expect(kinds(build(state).turns[1]!)).toEqual(['text', finish]);
+    expect(build(state).turns[1]!.items[1]).toMatchObject({ note: { tokens: 7 } });
+  });
+
+  it('show thoughts without words by their time alone, and none that took no time', () => {
+    const thought = (ms: number): [string, unknown][] => [['part.open', { part: 1, run: 'r1', msg: 'm2', kind: 'reasoning', ts: 2 }], ['part.close', { part: 1, len: 0, ms }]];
+    const long = build(fold(...begin, ...step(1, 'm2', 'a/one'), ...thought(3000), ...text('m2', 2, 'So'))).turns[1]!;
+    expect(long.items[0]).toMatchObject({ kind: 'reasoning', text: '', ms: 3000 });
+    expect(kinds(build(fold(...begin, ...step(1, 'm2', 'a/one'), ...thought(2), ...text('m2', 2, 'So'))).turns[1]!)).toEqual(['text']);
+  });
+
+  it('show what the hub waits for, and no longer once it goes on', () => {
+    const why = { kind: 'provider.rate_limit', message: 'Slow down', attempt: 2, of: 3, ts: 1 };
+    const waits: [string, unknown] = ['run', { run: 'r1', patch: { status: 'waiting', after_ms: 7000, why } }];
+    const goesOn: [string, unknown] = ['run', { run: 'r1', patch: { status: 'running', after_ms: null, why: null } }];
+    const waiting = build(fold(...begin, ...step(1, 'm2', 'a/one'), waits)).turns[1]!;
+    expect([waiting.status, waiting.afterMs, waiting.why, waiting.thinking]).toEqual(['waiting', 7000, why, false]);
+    const going = build(fold(...begin, ...step(1, 'm2', 'a/one'), waits, goesOn)).turns[1]!;
+    expect([going.afterMs, going.why, going.thinking]).toEqual([undefined, undefined, true]);
+    const person = build(fold(...begin, ['run', { run: 'r1', patch: { status: 'waiting' } }])).turns[1]!;
+    expect([person.status, person.why]).toEqual(['waiting', undefined]);
+  });
+});

@@ -15,7 +15,7 @@ import type { Id } from './wire';
  */
 export type Nature = 'read' | 'change' | 'bound';
 
-const READ_VERBS = new Set(['get', 'list', 'export', 'search', 'read', 'status']);
+const READ_VERBS = new Set(['get', 'list', 'export', 'search', 'read', 'status', 'facets', 'check', 'generation']);
 const BOUND_AREAS = new Set(['topic', 'auth', 'audio', 'stream']);
 
 /** Tells a method's nature by its name, `area.verb`; what is unknown is taken for a change, which is the safe side. */

@@ -91,6 +91,8 @@ export interface Waiting {
   message: string;
   attempt: number;
   of: number;
+  /** When the wait began, Unix ms. */
+  ts: number;
 }
 
 /** So many of the oldest messages were left out of a step, to fit a model that takes `context` tokens. */

@@ -54,7 +54,7 @@ test('a closed step is told by its message, with the model that made it, and cou
 test('a run that ends waits for nothing any more', () => {
   const state = emptyConv('c1');
   reduceConv(state, 'run.open', { run: 'r1', kind: 'chat', config: {}, rev: 1, status: 'running' });
-  reduceConv(state, 'run', { run: 'r1', patch: { status: 'waiting', after_ms: 900, why: { kind: 'provider.timeout', message: 'Slow', attempt: 2, of: 3 } } });
+  reduceConv(state, 'run', { run: 'r1', patch: { status: 'waiting', after_ms: 900, why: { kind: 'provider.timeout', message: 'Slow', attempt: 2, of: 3, ts: 1 } } });
   expect(state.runs.r1).toMatchObject({ status: 'waiting', after_ms: 900, why: { attempt: 2 } });
   reduceConv(state, 'run.close', { run: 'r1', status: 'cancelled', usage: { input: 0, output: 0 } });
   expect(state.runs.r1).not.toHaveProperty('after_ms');

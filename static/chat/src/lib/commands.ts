@@ -37,6 +37,7 @@ export type Command =
 export interface NamedModel {
   id: string;
   label?: string;
+  author?: string;
 }
 
 /** The command that a text is, what is wrong with it, or null where it is a message. */
@@ -84,7 +85,10 @@ export function findModel(wanted: string, models: NamedModel[]): string | null {
 
 export function filterModels<M extends NamedModel>(models: M[], query: string): M[] {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-  return models.filter((m) => words.every((word) => m.id.toLowerCase().includes(word) || (m.label ?? '').toLowerCase().includes(word)));
+  return models.filter((m) => {
+    const names = `${m.id}\n${m.label ?? ''}\n${m.author ?? ''}`.toLowerCase();
+    return words.every((word) => names.includes(word));
+  });
 }
 
 /** What is being typed that a list can complete, and which part of the text it stands for. */

@@ -5,8 +5,10 @@
  * `message.list`.
  */
 import type { AskState, Client, ConvState, RpcError, TopicHandle } from '@sag/client';
+import { waitingWords } from './failures';
 import { onFrame } from './frame';
 import { notices } from './notices.svelte';
+import { contextOf } from './usage';
 import { touchedRuns, TranscriptBuilder, type Older, type Transcript } from './transcript';
 
 export interface OpenAsk extends AskState {
@@ -33,6 +35,8 @@ export class Conversation {
   title = $state('');
   config = $state.raw<{ rev: number; config: Record<string, unknown> }>({ rev: 1, config: {} });
   changes = $state.raw<ConfigChange[]>([]);
+  /** What the newest answer left in the model's context; its message tells one answer from the next. */
+  context = $state.raw<{ msg: string; tokens: number } | null>(null);
   isLoaded = $state(false);
   error = $state.raw<RpcError | null>(null);
   /** The oldest message that is here, where there are older ones. */
@@ -110,6 +114,8 @@ export class Conversation {
     this.asks = Object.entries(state.asks).map(([id, ask]) => ({ ...ask, id }));
     this.title = state.conv.title ?? '';
     this.config = { rev: state.conv.rev, config: state.conv.config };
+    const context = contextOf(state.messages);
+    if (context?.msg !== this.context?.msg) this.context = context;
     if (state.messages.length !== this.messages.size) this.messages = new Set(state.messages.map((m) => m.msg));
     this.isLoaded = true;
   }
@@ -123,6 +129,10 @@ export class Conversation {
       this.changes = this.changes.map((change) =>
         change.scope === d.scope && change.rev <= d.rev && change.step === null ? { ...change, step: d.step } : change,
       );
+    });
+    on('run', (d, isReplay) => {
+      const why = d.patch?.why;
+      if (!isReplay && why) notices.announce(waitingWords(why, d.patch.after_ms ?? null));
     });
     on('run.close', (d, isReplay) => {
       if (!isReplay) notices.announce(END_WORDS[d.status as string] ?? 'Reply finished');

@@ -19,8 +19,11 @@ export function formatTicking(ms: number): string {
   return hours < 24 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
+/** A number of tokens: `812`, `12.3k`, `128k`, `1.05M`. */
 export function formatCount(n: number): string {
-  return n < 10_000 ? String(n) : `${(n / 1000).toFixed(n < 100_000 ? 1 : 0)}k`;
+  if (n < 10_000) return String(Number(n.toFixed(1)));
+  const [size, unit] = n < 999_500 ? [n / 1000, 'k'] : [n / 1e6, 'M'];
+  return `${Number(size.toPrecision(3))}${unit}`;
 }
 
 export function formatSize(bytes: number): string {
@@ -30,7 +33,9 @@ export function formatSize(bytes: number): string {
 }
 
 export function formatCost(usd: number): string {
-  return usd === 0 ? '$0' : usd < 0.01 ? `$${usd.toPrecision(2)}` : `$${usd.toFixed(2)}`;
+  if (usd === 0) return '$0';
+  if (usd < 1e-6) return '<$0.000001';
+  return `$${usd < 0.01 ? Number(usd.toPrecision(2)) : usd.toFixed(2)}`;
 }
 
 /** The group under which a conversation of that time stands in the sidebar. */

@@ -10,25 +10,21 @@ import { now } from './clock.svelte';
 import { composer } from './composer.svelte';
 import { addToOutbox, dropFromOutbox, newDraft, takeLeftovers, type Draft, type FileRef, type OutboxEntry } from './drafts';
 import { onFrame } from './frame';
+import { shortName, type ModelInfo, type ModelQuery } from './models';
 import { notices } from './notices.svelte';
 import { router } from './route.svelte';
 import { load, store } from './storage';
 import type { Queued } from './transcript';
 import { isImage, type Upload } from './uploads.svelte';
+import type { UsageAnswer } from './usage';
 
 /** A cut shorter than this is not shown. */
 const GRACE_MS = 2000;
 export const CLIENT_ID = 'chat';
+/** The topic `hub` holds so many models at most; where there are more, the hub is asked. */
+const MODELS_TOLD = 500;
+const FOUND = 200;
 const DENIED_CODES = new Set([4500, 4504]);
-
-export interface ModelInfo {
-  id: string;
-  provider?: string;
-  label?: string;
-  demo?: boolean;
-  default?: boolean;
-  [member: string]: unknown;
-}
 
 export interface ToolInfo {
   name: string;
@@ -50,6 +46,8 @@ export interface Pending extends OutboxEntry {
   msg?: string;
   /** Files that it waits for. */
   uploads: Upload[];
+  /** Which of the chats that were not begun it was written in. */
+  chat: number | null;
 }
 
 class Hub {
@@ -69,6 +67,8 @@ class Hub {
 
   #inbox = $state.raw<UserState>({ convs: {}, runs: {}, asks: {} });
   #hub = $state.raw<HubState>({ plugins: {}, connectors: {}, models: {} });
+  /** Models beyond those that the hub tells by itself, as far as they were looked for. */
+  #found = $state.raw<ModelInfo[]>([]);
   #lostAt = $state<number | null>(Date.now());
 
   readonly client = new Client({
@@ -82,6 +82,8 @@ class Hub {
     const entries = Object.entries(this.#hub.models).map(([id, model]) => ({ ...model, id }) as ModelInfo);
     return entries.sort((a, b) => Number(b.default ?? false) - Number(a.default ?? false) || a.id.localeCompare(b.id));
   });
+  readonly #byName = $derived(new Map([...this.#found, ...this.models].map((model) => [model.id, model])));
+  readonly hasAllModels = $derived(this.models.length < MODELS_TOLD);
   readonly tools = $derived.by(() => listTools(this.#hub));
   /** The model that the next reply uses, or that the active run runs on. */
   readonly model = $derived.by(() => this.#currentModel());
@@ -145,11 +147,37 @@ class Hub {
     location.reload();
   }
 
+  // ------------------------------------------------------------------ models
+
+  /** What is known of a model; of one that nobody lists its name alone. */
+  modelOf(id: string): ModelInfo {
+    return this.#byName.get(id) ?? { id };
+  }
+
+  modelName(id: string): string {
+    return this.#byName.get(id)?.label || shortName(id);
+  }
+
+  /** Look for models among all that the hub knows, which may be more than it tells by itself. */
+  async findModels({ q, provider, abilities, sort }: ModelQuery, signal: AbortSignal): Promise<{ models: ModelInfo[]; total: number }> {
+    const order = sort === 'name' ? null : sort;
+    const { models, total } = await this.client.request('model.list', { q, provider, ability: abilities, sort: order, limit: FOUND }, { signal });
+    const found = models.map(({ model: id, ...known }) => ({ ...known, id }));
+    this.#found = [...new Map([...this.#found, ...found].map((model) => [model.id, model])).values()];
+    return { models: found, total };
+  }
+
+  /** What steps took, summed up by something, since a day `YYYY-MM-DD`. */
+  usage(params: { by: 'day' | 'model' | 'conv'; from: string; conv?: string }, signal: AbortSignal): Promise<UsageAnswer> {
+    return this.client.request('usage.get', params, { signal });
+  }
+
   // ----------------------------------------------------------- conversations
 
   /** Show a conversation; null for a chat that is not begun. */
   show(conv: string | null) {
     if (this.open?.id === conv) return;
+    if (conv === null) this.#chat += 1;
     this.open?.release();
     this.open = conv === null ? null : new Conversation(this.client, conv);
   }
@@ -165,12 +193,12 @@ class Hub {
 
   // ---------------------------------------------------------------- messages
 
-  /** Send a message; it waits for its uploads, and what is sent after it waits with it. */
+  /** Send a message; it waits for its uploads, and what is sent after it waits with it, as for the chat that it begins. */
   send(draft: Partial<Draft>, when: OutboxEntry['when'], uploads: Upload[] = []) {
     const waits = uploads.some((upload) => !upload.file);
     const entry = { ...newDraft(draft), key: newKey(), conv: router.conv, when, ts: Date.now(), ...(waits ? { incomplete: true } : {}) };
     addToOutbox(entry);
-    void this.#deliver(entry, uploads);
+    void this.#deliver(entry, uploads, entry.conv === null ? this.#chat : null);
   }
 
   /** Take a message back that was not accepted yet. */
@@ -184,14 +212,16 @@ class Hub {
   }
 
   readonly #aborts = new Map<string, AbortController>();
+  /** Counts the chats to begin, to tell the messages of one from those of the next. */
+  #chat = 0;
   /** The newest message on its way, by conversation, answering the conversation in which it arrived. */
   readonly #lanes = new Map<string | null, Promise<string | null>>();
 
-  #deliver(entry: OutboxEntry, uploads: Upload[] = []): Promise<unknown> {
+  #deliver(entry: OutboxEntry, uploads: Upload[] = [], chat: number | null = null): Promise<unknown> {
     const abort = new AbortController();
     this.#aborts.set(entry.key, abort);
-    this.pending = [...this.pending, { ...entry, uploads }];
-    const ahead = this.pending.some((p) => p.key !== entry.key && p.conv === entry.conv && p.incomplete);
+    const ahead = this.pending.some((p) => p.conv === entry.conv && (p.incomplete || (chat !== null && p.chat === chat)));
+    this.pending = [...this.pending, { ...entry, uploads, chat }];
     const before = ahead ? this.#lanes.get(entry.conv) : undefined;
     const delivery = this.#deliverAfter(before, entry, uploads, abort.signal).finally(() => {
       dropFromOutbox(entry.key);
@@ -207,6 +237,7 @@ class Hub {
     try {
       const arrivedIn = before && (await orAborted(before, signal));
       conv ??= arrivedIn ?? null;
+      if (conv !== entry.conv) this.pending = this.pending.map((p) => (p.key === entry.key ? { ...p, conv } : p));
       const files = uploads.length > 0 ? await orAborted(Promise.all(uploads.map((upload) => upload.done())), signal) : entry.files;
       if (entry.incomplete) {
         addToOutbox({ ...entry, conv, files, incomplete: false });
@@ -351,7 +382,7 @@ class Hub {
       this.open?.config.config.model ??
       (router.conv === null ? composer.config.model : undefined) ??
       this.device.config.llm?.model;
-    if (typeof wanted === 'string') return this.models.find((m) => m.id === wanted) ?? { id: wanted };
+    if (typeof wanted === 'string') return this.modelOf(wanted);
     return this.models.find((m) => m.default) ?? this.models[0] ?? null;
   }
 }
@@ -398,14 +429,6 @@ function isClosed(error: unknown): boolean {
 /** 128 random bits; also where the page is no secure context. */
 export function newKey(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
-}
-
-export function isDemo(model: ModelInfo | null): boolean {
-  return model !== null && (model.demo === true || model.provider === 'demo' || model.id.startsWith('demo/'));
-}
-
-export function modelName(id: string, models: ModelInfo[]): string {
-  return models.find((m) => m.id === id)?.label ?? id.slice(id.indexOf('/') + 1);
 }
 
 export const hub = new Hub();

@@ -6,7 +6,7 @@
  */
 
 export type Shortcut =
-  | 'new-chat' | 'focus-composer' | 'escape' | 'search' | 'shortcuts' | 'live-settings' | 'sidebar' | 'copy-reply';
+  | 'new-chat' | 'focus-composer' | 'escape' | 'search' | 'shortcuts' | 'live-settings' | 'sidebar' | 'copy-reply' | 'model';
 
 /** What Enter in the composer does. `when` is the member of `run.start`. */
 export type EnterAction = 'newline' | 'queue' | 'steer' | 'interrupt' | 'none';
@@ -33,6 +33,7 @@ export function shortcutOf(press: KeyPress): Shortcut | null {
     if (letter === 'o') return 'new-chat';
     if (letter === 's') return 'sidebar';
     if (letter === 'c') return 'copy-reply';
+    if (letter === 'm') return 'model';
     return null;
   }
   if (letter === 'k') return 'search';
@@ -72,6 +73,7 @@ export const SHORTCUTS: { id: Shortcut; keys: string; label: string }[] = [
   { id: 'search', keys: 'Mod+K', label: 'Search conversations' },
   { id: 'focus-composer', keys: 'Shift+Esc', label: 'Go to the message field' },
   { id: 'escape', keys: 'Esc', label: 'Close what is open, or stop the reply' },
+  { id: 'model', keys: 'Mod+Shift+M', label: 'Choose a model' },
   { id: 'live-settings', keys: 'Mod+.', label: 'Live settings' },
   { id: 'sidebar', keys: 'Mod+Shift+S', label: 'Show or hide the sidebar' },
   { id: 'copy-reply', keys: 'Mod+Shift+C', label: 'Copy the last reply' },

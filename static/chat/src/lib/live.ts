@@ -11,12 +11,67 @@ export type Edits = Record<string, unknown>;
 /** What the panel can change, in its order. */
 export const LABELS: Record<string, string> = {
   model: 'Model',
+  reasoning: 'Reasoning',
+  fallbacks: 'Fallbacks',
   temperature: 'Temperature',
   max_tokens: 'Max. tokens',
   rounds: 'Rounds',
   system: 'System prompt',
+  top_p: 'Top p',
+  seed: 'Seed',
+  retries: 'Retries',
+  stop: 'Stop at',
+  trim: 'Leave out the oldest',
   tools: 'Tools',
 };
+
+/** From little to much. */
+const EFFORTS = ['none', 'minimal', 'low', 'medium', 'high', 'xhigh', 'max'];
+
+/** What a member of the config may hold, as its JSON Schema says. */
+export interface Member {
+  min?: number;
+  max?: number;
+  choices: string[];
+  maxItems?: number;
+  maxLength?: number;
+}
+
+/** A member of a scope's config by its schema; null where the hub does not offer it. */
+export function memberOf(scope: Scope, schema: Record<string, any> | undefined, name: string): Member | null {
+  const resolve = (part: any): any => {
+    if (typeof part?.$ref === 'string') return resolve(schema?.$defs?.[part.$ref.split('/').at(-1)!]);
+    const variants: any[] | undefined = part?.anyOf ?? part?.oneOf;
+    return variants ? resolve(variants.find((one) => one?.type !== 'null')) : part;
+  };
+  const root = resolve(schema);
+  const member = resolve((scope === 'client' ? resolve(root?.properties?.llm) : root)?.properties?.[name]);
+  if (!member) return null;
+  const choices = (member.enum ?? []).map(String);
+  return {
+    choices: [...EFFORTS.filter((one) => choices.includes(one)), ...choices.filter((one: string) => !EFFORTS.includes(one))],
+    ...(typeof member.minimum === 'number' ? { min: member.minimum } : {}),
+    ...(typeof member.maximum === 'number' ? { max: member.maximum } : {}),
+    ...(typeof member.maxItems === 'number' ? { maxItems: member.maxItems } : {}),
+    ...(typeof (member.items?.maxLength ?? member.maxLength) === 'number' ? { maxLength: member.items?.maxLength ?? member.maxLength } : {}),
+  };
+}
+
+/** Move an entry of a list by one place; at an end it stays. */
+export function moved<T>(list: readonly T[], from: number, by: -1 | 1): T[] {
+  const to = from + by;
+  if (to < 0 || to >= list.length) return [...list];
+  return list.map((entry, i) => (i === from ? list[to]! : i === to ? list[from]! : entry));
+}
+
+/** Texts at which the model stops, one in each line; a line break in one of them is written `\\n`. */
+export function readStops(text: string): string[] {
+  return text.split('\n').filter((line) => line !== '').map((line) => line.replaceAll('\\n', '\n'));
+}
+
+export function writeStops(stops: readonly string[]): string {
+  return stops.map((stop) => stop.replaceAll('\n', '\\n')).join('\n');
+}
 
 /** A device keeps what is meant for its replies in the section `llm`. */
 export function toPatch(scope: Scope, edits: Edits): Edits {
@@ -60,7 +115,10 @@ export function describePatch(patch: Record<string, any>): string {
     if (name === 'tools' && typeof value === 'object') {
       return Object.entries(value as Record<string, unknown>).map(([tool, on]) => `${tool} ${on === false ? 'off' : 'on'}`).join(', ');
     }
-    if (typeof value === 'number' || typeof value === 'boolean') return `${label} ${value}`;
+    if (typeof value === 'boolean') return `${label} ${value ? 'on' : 'off'}`;
+    if (typeof value === 'number') return `${label} ${value}`;
+    if (Array.isArray(value) && value.length === 0) return `${label} none`;
+    if (name === 'fallbacks' && Array.isArray(value)) return `${label} ${value.join(', then ')}`;
     if (typeof value === 'string' && value.length <= 40) return `${label} ${name === 'system' ? 'changed' : value}`;
     return `${label} changed`;
   });
@@ -70,7 +128,9 @@ export function describePatch(patch: Record<string, any>): string {
 export function describeValue(value: unknown): string {
   if (value === null || value === undefined) return 'the default';
   if (typeof value === 'string') return value.length > 60 ? `“${value.slice(0, 60)}…”` : `“${value}”`;
+  if (Array.isArray(value)) return value.map(describeValue).join(', ') || 'none';
   if (typeof value === 'object') return describePatch(value as Record<string, any>);
+  if (typeof value === 'boolean') return value ? 'on' : 'off';
   return String(value);
 }
 

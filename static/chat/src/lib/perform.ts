@@ -1,12 +1,37 @@
 /** Does what a command says, through what the page has for it anyway. */
 import type { Command } from './commands';
 import { composer } from './composer.svelte';
-import { hub, modelName } from './hub.svelte';
+import { hub } from './hub.svelte';
 import { describePatch } from './live';
 import { notices } from './notices.svelte';
 import { preferences } from './preferences.svelte';
 import { router } from './route.svelte';
 import { ui } from './ui.svelte';
+
+/** Open the model picker for the reply that is being written, the conversation, or the chat to come. */
+export function pickModel() {
+  if (ui.picking) return;
+  ui.picking = {
+    title: 'Choose a model',
+    note: hub.isBusy ? 'For the reply that is being written, from its next step on.'
+      : router.conv === null ? 'For this new chat.'
+      : 'For this conversation, from the next message on.',
+    current: hub.model?.id ?? null,
+    onpick: (model) => void configure('model', model),
+  };
+}
+
+/** Open the model picker for a message that a model failed on; it is sent again once another one is chosen. */
+export function pickAnother(failed: string | null, sendAgain: () => void) {
+  ui.picking = {
+    title: 'Choose another model',
+    note: 'For this conversation. Your message is sent to it again.',
+    current: failed,
+    onpick: async (model) => {
+      if (model === hub.model?.id || (await hub.configure('model', model)) !== null) sendAgain();
+    },
+  };
+}
 
 export async function perform(command: Command) {
   switch (command.name) {
@@ -48,6 +73,6 @@ const WHERE = { run: 'from the next step', conv: 'from the next message' };
 async function configure(name: 'model' | 'temperature' | 'system', value: string | number | null) {
   const at = await hub.configure(name, value);
   if (at === null || (at === 'new' && value !== null)) return; // told already, or seen as a chip
-  const shown = name === 'model' && typeof value === 'string' ? modelName(value, hub.models) : value;
+  const shown = name === 'model' && typeof value === 'string' ? hub.modelName(value) : value;
   notices.toast(at === 'new' ? describePatch({ [name]: null }) : `${describePatch({ [name]: shown })}, ${WHERE[at]}`);
 }

@@ -12,6 +12,8 @@ interface Kept {
   shortcuts: boolean;
   sidebar: boolean;
   wrapCode: boolean;
+  /** Models, by their full names, in the order in which they were marked. */
+  favourites: string[];
 }
 
 const DEFAULTS: Kept = {
@@ -21,6 +23,7 @@ const DEFAULTS: Kept = {
   shortcuts: true,
   sidebar: true,
   wrapCode: false,
+  favourites: [],
 };
 
 class Preferences {
@@ -47,6 +50,13 @@ class Preferences {
 
   get wrapCode() { return this.#kept.wrapCode; }
   set wrapCode(wrapCode: boolean) { this.#set({ wrapCode }); }
+
+  get favourites(): readonly string[] { return this.#kept.favourites; }
+
+  toggleFavourite(model: string) {
+    const others = this.#kept.favourites.filter((one) => one !== model);
+    this.#set({ favourites: others.length < this.#kept.favourites.length ? others : [...others, model] });
+  }
 
   #set(some: Partial<Kept>) {
     Object.assign(this.#kept, some);

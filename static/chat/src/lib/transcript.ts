@@ -5,7 +5,7 @@
  * last asked, builds those anew and answers the same objects for all others, so that only what changed is rendered.
  */
 import type { FileRef } from './drafts';
-import type { ConvState, Message, Part, RunFault, RunState, RunStatus, ToolProgress, ToolState, Usage } from '@sag/client';
+import type { ConvState, Message, Part, RunFault, RunState, RunStatus, ToolProgress, ToolState, Trimmed, Usage, Waiting } from '@sag/client';
 
 export interface ToolView {
   call: string;
@@ -30,7 +30,31 @@ export type TurnItem =
   | { kind: 'text'; key: string; text: string; open: boolean; agent?: string }
   | { kind: 'reasoning'; key: string; text: string; open: boolean; ts?: number; ms?: number }
   | { kind: 'tools'; key: string; calls: ToolView[] }
-  | { kind: 'media'; key: string; part: Part };
+  | { kind: 'media'; key: string; part: Part }
+  | { kind: 'note'; key: string; note: Note };
+
+/** What happened between the pieces of a reply. */
+export type Note =
+  /** Another model took over from those that failed. */
+  | { about: 'fallback'; from: string[]; to: string; why: string; answered: boolean }
+  /** The oldest messages were left out from here on. */
+  | ({ about: 'trimmed' } & Trimmed)
+  /** The step before ended otherwise than the model meant it. */
+  | { about: 'length' | 'refused'; tokens?: number };
+
+/** One model round of a reply, once it is closed. */
+export interface Round {
+  step: number;
+  model: string;
+  usage?: Usage;
+  ms?: number;
+  /** How long it thought, as far as that is known. */
+  thoughtMs?: number;
+  finish: string;
+  request?: string;
+  /** Why another model took over. */
+  why?: string;
+}
 
 export interface Turn {
   key: string;
@@ -41,10 +65,14 @@ export interface Turn {
   /** The run's status, on the last turn of its run only. */
   status?: RunStatus;
   error?: RunFault;
-  /** Until the next try, while the run is paused. */
+  /** Until the next try, while the run is paused or waits for a model. */
   afterMs?: number;
+  /** What the hub waits for before it asks a model again. */
+  why?: Waiting;
   usage?: Usage;
   steps?: number;
+  /** The rounds of its run, on the last turn of it. */
+  rounds?: Round[];
   model?: string;
   /** Nothing to see yet, or nothing new since the last piece was completed. */
   thinking: boolean;
@@ -69,6 +97,8 @@ export interface Transcript {
   active: ActiveRun | null;
 }
 
+/** A thought without words that took less is not told. */
+const SHORT_THOUGHT_MS = 1000;
 const OPEN_STATUS = new Set<string>(['queued', 'running', 'waiting', 'paused']);
 
 export function isOpenRun(run: RunState | undefined): boolean {
@@ -198,8 +228,10 @@ function buildTurns(part: Group, state: ConvState, models: ReadonlyMap<string, s
       reply = newReply(`${message.msg}`, part.run, message.ts);
       turns.push(reply);
     }
+    addNoteBefore(reply, message, part.messages, run);
     addParts(reply, message, state, run, calls);
     for (const call of loose.get(message.msg) ?? []) addCall(reply, call, state, calls);
+    addNoteAfter(reply, message);
   }
   if (!run || run.status === 'queued') return turns;
   const isOpen = isOpenRun(run);
@@ -214,9 +246,11 @@ function buildTurns(part: Group, state: ConvState, models: ReadonlyMap<string, s
     status: run.status,
     steps: run.step,
     usage: run.usage,
+    rounds: part.messages.flatMap(roundOf),
     thinking: run.status === 'running' && !isBusy(reply),
     ...(run.error ? { error: run.error } : {}),
-    ...(run.after_ms !== undefined ? { afterMs: run.after_ms } : {}),
+    ...(typeof run.after_ms === 'number' ? { afterMs: run.after_ms } : {}),
+    ...(run.status === 'waiting' && run.why ? { why: run.why } : {}),
     ...(typeof model === 'string' ? { model } : {}),
   });
   return turns;
@@ -246,7 +280,43 @@ function isBusy(turn: Turn): boolean {
   const last = turn.items.at(-1);
   if (!last) return false;
   if (last.kind === 'tools') return last.calls.some((c) => ['running', 'preparing', 'asking'].includes(c.status));
-  return last.kind !== 'media' && last.open && last.text !== '';
+  if (last.kind === 'reasoning') return last.open;
+  return last.kind === 'text' && last.open && last.text !== '';
+}
+
+/** That another model took over, and that the oldest messages were left out, stands before what came of it. */
+function addNoteBefore(turn: Turn, message: Message, messages: Message[], run: RunState | undefined) {
+  const failed: Message[] = [];
+  for (let at = messages.indexOf(message) - 1; at >= 0 && messages[at]!.finish === 'fallback'; at--) failed.unshift(messages[at]!);
+  const to = message.model ?? (message.step === run?.step ? run?.model : undefined);
+  // Of several that failed one after the other the last one tells of all.
+  if (failed.length > 0 && to && message.finish !== 'fallback') {
+    const from = [...new Set(failed.map((one) => one.model ?? ''))].filter((model) => model !== to);
+    const answered = message.finish !== 'failed';
+    turn.items.push({ kind: 'note', key: `fallback-${message.msg}`, note: { about: 'fallback', from, to, why: failed.at(-1)!.error?.message ?? '', answered } });
+  }
+  if (run?.trimmed && run.trimmed.step === message.step) {
+    turn.items.push({ kind: 'note', key: `trimmed-${message.msg}`, note: { about: 'trimmed', ...run.trimmed } });
+  }
+}
+
+function addNoteAfter(turn: Turn, { msg, finish, usage }: Message) {
+  const about = finish === 'length' || finish === 'refused' ? (finish as 'length' | 'refused') : null;
+  if (about) turn.items.push({ kind: 'note', key: `${about}-${msg}`, note: { about, ...(usage ? { tokens: usage.output } : {}) } });
+}
+
+function roundOf(message: Message): Round[] {
+  const { step, model, finish } = message;
+  if (message.role === 'user' || finish === undefined || step === undefined) return [];
+  const thoughtMs = message.parts.reduce((sum, part) => sum + (part.kind === 'reasoning' ? (part.ms ?? 0) : 0), 0);
+  return [{
+    step, finish, model: model ?? '',
+    ...(message.usage ? { usage: message.usage } : {}),
+    ...(typeof message.ms === 'number' ? { ms: message.ms } : {}),
+    ...(thoughtMs > 0 ? { thoughtMs } : {}),
+    ...(message.request ? { request: message.request } : {}),
+    ...(message.error ? { why: message.error.message } : {}),
+  }];
 }
 
 function addParts(turn: Turn, message: Message, state: ConvState, run: RunState | undefined, calls: Set<string>) {
@@ -258,12 +328,12 @@ function addParts(turn: Turn, message: Message, state: ConvState, run: RunState 
       if (text.trim() === '' && !open) return;
       turn.items.push({ kind: 'text', key, text, open, ...(part.agent || message.agent ? { agent: String(part.agent ?? message.agent) } : {}) });
     } else if (part.kind === 'reasoning') {
-      if (text.trim() === '' && !open) return;
-      const next = message.parts[i + 1]?.ts;
+      // A vendor may keep the thoughts to itself, or give back in an instant what it wants to have again.
+      if (text.trim() === '' && !open && (part.ms ?? 0) < SHORT_THOUGHT_MS) return;
       turn.items.push({
         kind: 'reasoning', key, text, open,
         ...(part.ts ? { ts: part.ts } : {}),
-        ...(part.ts && next ? { ms: next - part.ts } : {}),
+        ...(typeof part.ms === 'number' ? { ms: part.ms } : {}),
       });
     } else if (part.kind === 'tool_args') {
       if (part.call && state.tools[part.call]) addCall(turn, part.call, state, calls);

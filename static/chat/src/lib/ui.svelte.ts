@@ -2,13 +2,26 @@
 import { MediaQuery } from 'svelte/reactivity';
 import { preferences } from './preferences.svelte';
 
-export type DialogName = 'search' | 'shortcuts' | 'settings';
+export type DialogName = 'search' | 'shortcuts' | 'settings' | 'usage';
+
+/** What the model picker is open for. */
+export interface Picking {
+  title: string;
+  /** What choosing does. */
+  note: string;
+  /** The model that is chosen now. */
+  current: string | null;
+  /** Models that are not offered. */
+  without?: readonly string[];
+  onpick: (model: string) => void;
+}
 
 class Ui {
   dialog = $state<DialogName | null>(null);
   /** The sidebar as a drawer, on a narrow page. */
   drawer = $state(false);
   live = $state(false);
+  picking = $state.raw<Picking | null>(null);
   readonly #narrow = new MediaQuery('(max-width: 819px)');
   readonly #medium = new MediaQuery('(max-width: 1099px)');
 
