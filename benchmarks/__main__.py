@@ -33,9 +33,11 @@ def rows(figure: Figure) -> list[str]:
         numbers = [f"{value:.3g}" for value in (figure.median(server), min(values), max(values))]
         out.append(line(f"{figure.name} ({figure.unit})" if not out else "", server, *numbers, ratio))
     if figure.is_met is not None:
-        limits = [figure.below] if figure.below else []
+        limits = [f"{times:g} × {name}" if times != 1 else name for name, times in figure.within.items()]
         limits += [f"{figure.limit:g} {figure.unit}"] if figure.limit is not None else []
         out[0] += f"   ≤ {' and '.join(limits)}: {'met' if figure.is_met else 'NOT MET'}"
+    if figure.note:
+        out.append(f"  ({figure.note})")
     return out
 
 

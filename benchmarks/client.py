@@ -9,15 +9,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from benchmarks.process import Server
+from benchmarks.process import LITELLM_KEY, Server
 from benchmarks.upstream import token
 
 ANSWER_S = 60.0
+TURNS = 10  # questions in one conversation of the hub's; all of it goes to the model's server each time
 decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
 
 
-_open: list[Socket] = []
+_open: list[Socket | SseAsker] = []
 
 
 class Socket(asyncio.Protocol):
@@ -139,6 +140,7 @@ class SagClient:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
         self._conv: str | None = None
+        self._asked = 0
         self._texts: list[str] = []
         self._first = 0.0
         self._done: asyncio.Future[None] | None = None
@@ -166,6 +168,10 @@ class SagClient:
         self._texts.clear()
         self._done = asyncio.get_running_loop().create_future()
         params: dict[str, Any] = {"input": [{"kind": "text", "text": "Tell me something."}]}
+        self._asked += 1
+        if self._conv is not None and self._asked % TURNS == 0:
+            await self.call("topic.unsubscribe", {"topic": f"conv:{self._conv}"})
+            self._conv = None
         if self._conv is not None:
             params["conv"] = self._conv
         asked = self._now()
@@ -212,8 +218,80 @@ class SagClient:
                 self.socket.send(b'{"pong":%d}' % object["ping"])
 
 
+class SseAsker(asyncio.Protocol):
+    """Against LiteLLM's proxy, which has no socket: server-sent events over HTTP/1.1, on a connection that is kept."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._done: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self._server.port)
+        _open.append(self)
+        self._now = time.perf_counter
+
+    async def ask(self) -> tuple[float, str]:
+        if self.transport.is_closing():  # it keeps nobody for long who is quiet
+            await self.open()
+        self._data, self._body = b"", b""
+        self._texts: list[str] = []
+        self._begun = False
+        self._done = asyncio.get_running_loop().create_future()
+        body = encode(
+            {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "Tell me something."}]}
+        )
+        asked = self._now()
+        self.transport.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b" % (LITELLM_KEY.encode(), len(body), body)
+        )
+        await asyncio.wait_for(self._done, ANSWER_S)
+        return self._first - asked, "".join(self._texts)
+
+    def data_received(self, data: bytes) -> None:
+        data = self._data + data
+        if not self._begun:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            if not end:
+                self._data = data
+                return
+            if not head.startswith(b"HTTP/1.1 200"):
+                self._fail(data.decode("utf-8", "replace")[:500])
+                return
+            self._begun, data = True, rest
+        at = 0
+        while (end_of_size := data.find(b"\r\n", at)) >= 0:
+            size = int(data[at:end_of_size], 16)
+            if len(data) < end_of_size + size + 4:
+                break
+            self._body += data[end_of_size + 2 : end_of_size + 2 + size]
+            at = end_of_size + size + 4
+            if not size and self._done is not None and not self._done.done():
+                self._done.set_result(None)
+        self._data = data[at:]
+        *events, self._body = self._body.split(b"\n\n")
+        for event in events:
+            if event == b"data: [DONE]":
+                continue
+            for choice in decode(event[6:])["choices"]:
+                if text := choice["delta"].get("content"):
+                    if not self._texts:
+                        self._first = self._now()
+                    self._texts.append(text)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail("the connection was closed")
+
+    def _fail(self, why: str) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(RuntimeError(f"{self._server.name}: {why}"))
+
+
 def make_asker(server: Server) -> Asker:
     """A client in the server's dialect."""
+    if server.name == "litellm":
+        return SseAsker(server)
     return SagClient(server) if server.name == "sag" else BareAsker(server)
 
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from msgspec import Struct, field
 
-from benchmarks.client import SagClient, drop_sockets, expected, make_asker, open_socket
-from benchmarks.process import Server, free_port, make_bare, make_raw, make_sag
+from benchmarks.client import Asker, SagClient, drop_sockets, expected, make_asker, open_socket
+from benchmarks.process import (
+    Server,
+    free_port,
+    is_healthy,
+    make_bare,
+    make_litellm,
+    make_raw,
+    make_sag,
+    make_sdk,
+    peers_python,
+)
 from benchmarks.upstream import Upstream
 
 SETTLE_S = 1.0
+SLOW_ROUNDS = 3
 
 
 class Size(Struct):
@@ -25,6 +35,8 @@ class Size(Struct):
     streams: int = 100
     asks: int = 10
     tokens: int = 96
+    flood_tokens: int = 256
+    flood_replies: int = 300
     sockets: int = 1000
     events: int = 60
     messages: int = 20_000
@@ -33,7 +45,7 @@ class Size(Struct):
     settle_s: float = SETTLE_S
 
 
-QUICK = Size(rounds=3, tokens=48, events=20, messages=5_000, starts=3, stall_s=3.0)
+QUICK = Size(rounds=3, tokens=48, flood_replies=100, events=20, messages=5_000, starts=3, stall_s=3.0)
 
 
 class Figure(Struct):
@@ -44,16 +56,18 @@ class Figure(Struct):
         unit: Of the values.
         values: Of each server, one a round.
         base: The server that the others are compared with.
-        below: The hub's median may not be above that of this server.
+        within: The hub's median may not be above so many times that of these servers, as far as they are there.
         limit: Nor above this.
+        note: What has to be said about it.
     """
 
     name: str
     unit: str
     values: dict[str, list[float]] = field(default_factory=dict)
     base: str = ""
-    below: str = ""
+    within: dict[str, float] = field(default_factory=dict)
     limit: float | None = None
+    note: str = ""
 
     def add(self, server: Server, value: float) -> None:
         self.values.setdefault(server.name, []).append(value)
@@ -64,7 +78,8 @@ class Figure(Struct):
     @property
     def is_met(self) -> bool | None:
         """Whether the hub is within its limits; None where there are none."""
-        met = [self.median("sag") <= self.median(self.below)] if self.below else []
+        present = {name: times for name, times in self.within.items() if name in self.values}
+        met = [self.median("sag") <= times * self.median(name) for name, times in present.items()]
         met += [self.median("sag") <= self.limit] if self.limit is not None else []
         return all(met) if met else None
 
@@ -82,7 +97,7 @@ async def running(*servers: Server) -> AsyncIterator[Sequence[Server]]:
 
 async def relay(size: Size) -> list[Figure]:
     """Tokens from a model's server to sockets: all streams are asked at the same instant, then paced at 50 tokens/s."""
-    figure = Figure(f"relay, CPU per token, {size.streams} streams", "µs", base="raw", below="bare")
+    figure = Figure(f"relay, CPU per token, {size.streams} streams", "µs", base="raw", within={"bare": 1})
     async with (
         Upstream() as upstream,
         running(make_sag(upstream.url), make_raw(upstream.url), make_bare(upstream.url)) as servers,
@@ -126,9 +141,52 @@ async def ttft(size: Size) -> list[Figure]:
     return [one, many]
 
 
+async def flood(size: Size) -> list[Figure]:
+    """Tokens as fast as the server takes them: the hub with its journal on, beside what others build on."""
+    within = {"raw": 2, "openai-sdk": 0.1, "litellm": 0.1}
+    counts = sorted({1, min(10, size.streams), size.streams})
+    figures = [Figure(f"flood, CPU per token, {n} streams", "µs", base="raw", within=within) for n in counts]
+    makes: list[Callable[[str], Server]] = [make_sag, make_raw, make_bare]
+    if peers_python():
+        makes += [make_sdk, make_litellm]
+    else:
+        for figure in figures:
+            figure.note = "without openai-sdk and litellm: scripts/peers installs them"
+    async with (
+        Upstream(tokens=size.flood_tokens, every_s=0) as upstream,
+        running(*(make(upstream.url) for make in makes)) as servers,
+    ):
+        askers = {server.name: [make_asker(server) for _ in range(size.streams)] for server in servers}
+        for server in servers:
+            await asyncio.gather(*(asker.open() for asker in askers[server.name]))
+        for count, figure in zip(counts, figures, strict=True):
+            for number in range(size.rounds + 1):
+                for server in servers:
+                    # Where a token costs fifty times as much, fewer of them are measured as well.
+                    slow = server.name in ("openai-sdk", "litellm")
+                    if slow and number > SLOW_ROUNDS:
+                        continue
+                    replies = max(1, size.flood_replies // (10 * count if slow else count))
+                    chosen = askers[server.name][:count]
+                    before = server.cpu_s()
+                    await asyncio.gather(*(_ask_often(server, asker, replies, upstream.tokens) for asker in chosen))
+                    await asyncio.sleep(0.1)
+                    used = server.cpu_s() - before
+                    if number:
+                        figure.add(server, used / (count * replies * upstream.tokens) * 1e6)
+    return figures
+
+
+async def _ask_often(server: Server, asker: Asker, times: int, tokens: int) -> None:
+    for _ in range(times):
+        _, text = await asker.ask()
+        if text != expected(tokens):
+            raise RuntimeError(f"{server.name}: an answer came otherwise than it was sent")
+
+
 async def fanout(size: Size) -> list[Figure]:
     """One event of about 120 bytes to everybody, the next one when the last has it; so nothing can be merged."""
-    figure = Figure(f"fan-out, CPU per delivery, {size.sockets} sockets", "µs", base="raw", below="bare")
+    figure = Figure(f"fan-out, CPU per delivery, {size.sockets} sockets", "µs", base="raw", within={"bare": 1})
     async with Upstream(tokens=1) as upstream, running(make_sag(upstream.url), make_raw(), make_bare()) as servers:
         publishers = {}
         for server in servers:
@@ -247,7 +305,7 @@ async def start(size: Size) -> list[Figure]:
             server = make(port=free_port())
             began = time.monotonic()
             with server:
-                while not _is_healthy(server.port):
+                while not is_healthy(server.port):
                     if time.monotonic() - began > 30:
                         raise RuntimeError(f"{server.name} does not answer")
                     await asyncio.sleep(0.002)
@@ -255,15 +313,6 @@ async def start(size: Size) -> list[Figure]:
                 await asyncio.sleep(size.settle_s)
                 memory.add(server, server.memory_kib("Rss") / 1024)
     return [seconds, memory]
-
-
-def _is_healthy(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
-            sock.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-            return sock.recv(15).startswith(b"HTTP/1.1 200")
-    except OSError:
-        return False
 
 
 async def dispatch(size: Size) -> list[Figure]:
@@ -338,6 +387,7 @@ async def stall(size: Size) -> list[Figure]:
 
 FIGURES: dict[str, Callable[[Size], Awaitable[list[Figure]]]] = {
     "relay": relay,
+    "flood": flood,
     "ttft": ttft,
     "fanout": fanout,
     "dispatch": dispatch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -18,6 +19,9 @@ from typing import Self
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORES, LOAD_CORES = ({CORES[0]}, set(CORES[1:])) if len(CORES) > 1 else (set(CORES), set(CORES))
 READY_S = 20.0
+PEER_READY_S = 120.0  # LiteLLM's proxy imports for 6 s, and for 20 s where nothing is compiled yet
+PEERS = Path(__file__).parents[1] / ".venv/peers/bin/python"
+LITELLM_KEY = "sk-0123456789abcdef0123456789abcdef"  # it does not start without one
 STOP_S = 10.0
 
 
@@ -26,6 +30,16 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def is_healthy(port: int, path: str = "/health") -> bool:
+    """Whether a path of a port of loopback is answered with 200."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
+            sock.sendall(b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n" % path.encode())
+            return sock.recv(15).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -47,6 +61,7 @@ class Server:
         command: The command; it has to print a line that ends with `:<port>` once it serves, unless `port` is given.
         env: Variables beside PATH and HOME.
         port: Where it will listen, if that is known; then nothing is waited for.
+        health: A path that is answered once it serves; waited for with a known port.
         files: Files of its working folder, by name.
     """
 
@@ -57,8 +72,10 @@ class Server:
         env: dict[str, str] | None = None,
         port: int = 0,
         files: dict[str, str] | None = None,
+        health: str = "",
     ) -> None:
         self.name, self.port = name, port
+        self._health = health
         self._command, self._env = list(command), env or {}
         self._files = files or {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,6 +96,8 @@ class Server:
             self._process = subprocess.Popen(self._command, env=env | self._env, cwd=self._folder, stdout=out)
         if not self.port:
             self.port = self._read_port()
+        elif self._health:
+            self._wait_healthy()
         return self
 
     def _read_port(self) -> int:
@@ -95,6 +114,15 @@ class Server:
                     return int(port)
         self.stop()
         raise RuntimeError(f"{self.name} did not start")
+
+    def _wait_healthy(self) -> None:
+        assert self._process is not None
+        until = time.monotonic() + PEER_READY_S
+        while not is_healthy(self.port, self._health):
+            if self._process.poll() is not None or time.monotonic() > until:
+                self.stop()
+                raise RuntimeError(f"{self.name} did not start")
+            time.sleep(0.1)
 
     @property
     def pid(self) -> int:
@@ -155,3 +183,25 @@ def make_raw(upstream: str = "") -> Server:
 def make_bare(upstream: str = "", port: int = 0) -> Server:
     """Starlette and uvicorn."""
     return Server("bare", [sys.executable, "-m", "benchmarks.servers.bare", upstream, str(port)], port=port)
+
+
+def peers_python() -> str:
+    """The interpreter with the programs that the hub is measured beside (scripts/peers); "" where there is none."""
+    python = os.environ.get("SAG_PEERS_PYTHON") or str(PEERS)
+    return python if Path(python).exists() else ""
+
+
+def make_sdk(upstream: str) -> Server:
+    """Starlette and uvicorn with the vendor's own client."""
+    return Server("openai-sdk", [peers_python(), "-m", "benchmarks.servers.sdk", upstream])
+
+
+def make_litellm(upstream: str) -> Server:
+    """LiteLLM's proxy."""
+    port = free_port()
+    litellm = str(Path(peers_python()).with_name("litellm"))
+    command = [litellm, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
+    params = {"model": "openai/fake", "api_base": f"{upstream}/v1", "api_key": "none"}
+    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": LITELLM_KEY, "LITELLM_LOG": "ERROR"}
+    files = {"config.yaml": json.dumps({"model_list": [{"model_name": "fake", "litellm_params": params}]})}
+    return Server("litellm", command, env, port, files, "/health/liveliness")

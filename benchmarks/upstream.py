@@ -1,4 +1,4 @@
-"""A model's server that costs next to nothing: paced, in OpenAI's streaming format, on one asyncio protocol.
+"""A model's server that costs next to nothing, paced or flooding: OpenAI's streaming format on one asyncio protocol.
 
 It lives in the load's own loop, so that the moment of a request and that of a first token are on one clock.
 `sag.testing.upstream` is the fake that can do everything; this one can do one thing, with little noise.
@@ -7,6 +7,7 @@ It lives in the load's own loop, so that the moment of a request and that of a f
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any, Self
 
 import msgspec
@@ -40,11 +41,12 @@ class Upstream:
 
     Attributes:
         tokens: How many an answer has.
-        every_s: The pace.
+        every_s: The pace; 0 is as fast as the reader takes it.
+        burst: How many tokens go in one write then, for a flood comes in reads of many events.
     """
 
-    def __init__(self, tokens: int = 96, every_s: float = 0.02) -> None:
-        self.tokens, self.every_s = tokens, every_s
+    def __init__(self, tokens: int = 96, every_s: float = 0.02, burst: int = 16) -> None:
+        self.tokens, self.every_s, self.burst = tokens, every_s, burst
         self.url = ""
         self._started = 0
         self._server: asyncio.Server | None = None
@@ -70,7 +72,9 @@ class _Answer(asyncio.Protocol):
         self._upstream = upstream
         self._loop = asyncio.get_running_loop()
         self._data = b""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._writable = True
+        self._held = False
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -78,6 +82,15 @@ class _Answer(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        if self._held:
+            self._held = False
+            self._go_on()
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -95,23 +108,32 @@ class _Answer(asyncio.Protocol):
         self._data = b""
         self._usage = bool(msgspec.json.decode(body).get("stream_options"))
         self._next = 1
-        self.transport.write(HEAD + _delta('{"role":"assistant","content":""}') + self._token(0))
+        self.transport.write(HEAD + _delta('{"role":"assistant","content":""}') + _tokens(0, 1))
         self._begun = self._loop.time() + self._upstream.phase_s() - self._upstream.every_s / 2
         self._go_on()
-
-    def _token(self, number: int) -> bytes:
-        return _delta('{"content":"%s"}' % token(number))  # noqa: UP031
 
     def _go_on(self) -> None:
         if self._next >= self._upstream.tokens:
             out = _delta("{}", '"stop"')
             if self._usage:
-                out += _chunk("", ',"usage":{"prompt_tokens":9,"completion_tokens":96,"total_tokens":105}')
+                count = f'"prompt_tokens":9,"completion_tokens":{self._next},"total_tokens":{self._next + 9}'
+                out += _chunk("", f',"usage":{{{count}}}')
             self.transport.write(out + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-            return
-        self._timer = self._loop.call_at(self._begun + self._next * self._upstream.every_s, self._send)
+        elif self._upstream.every_s:
+            self._timer = self._loop.call_at(self._begun + self._next * self._upstream.every_s, self._send, 1)
+        elif self._writable:
+            # All streams flow side by side, each until its reader holds it up.
+            self._timer = self._loop.call_soon(self._send, self._upstream.burst)
+        else:
+            self._held = True
 
-    def _send(self) -> None:
-        self.transport.write(self._token(self._next))
-        self._next += 1
+    def _send(self, count: int) -> None:
+        begin, self._next = self._next, min(self._next + count, self._upstream.tokens)
+        self.transport.write(_tokens(begin, self._next))
         self._go_on()
+
+
+@functools.cache
+def _tokens(begin: int, end: int) -> bytes:
+    """The events of some tokens, each a chunk of the body by itself."""
+    return b"".join([_delta('{"content":"%s"}' % token(number)) for number in range(begin, end)])  # noqa: UP031

@@ -144,7 +144,14 @@ class Outbound:
 
     async def warm(self) -> None:
         """Import the libraries and load the certificates, in a thread: the first request would hold the loop for it."""
-        await asyncio.to_thread(self._load)
+        if self._tls is None:
+            async with self._loading:
+                await asyncio.to_thread(self._load)
+
+    async def warm_client(self, *, trusted: bool = False) -> httpx.AsyncClient:
+        """`client`, once making it does not hold the loop."""
+        await self.warm()
+        return self.client(trusted=trusted)
 
     async def close(self) -> None:
         """Close all clients and their connections."""
@@ -192,9 +199,7 @@ class Outbound:
         return await asyncio.shield(lookup)
 
     async def _load_trust(self) -> ssl.SSLContext:
-        if self._tls is None:
-            async with self._loading:
-                await asyncio.to_thread(self._trust)
+        await self.warm()
         return self._trust()
 
     def _load(self) -> None:

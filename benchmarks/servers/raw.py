@@ -96,7 +96,7 @@ class Socket(asyncio.Protocol):
 
 
 class Upstream(asyncio.Protocol):
-    """One streamed answer: chunked HTTP/1.1, server-sent events, JSON; each token goes out as it comes."""
+    """One streamed answer: chunked HTTP/1.1, server-sent events, JSON; each token is a frame of its own."""
 
     def __init__(self, socket: Socket, prompt: bytes) -> None:
         self._socket = socket
@@ -122,24 +122,28 @@ class Upstream(asyncio.Protocol):
             if not end:
                 return
             self._begun = True
-        body = self._body
-        while (end_of_size := data.find(b"\r\n")) >= 0:
-            size = int(data[:end_of_size], 16)
+        pieces = [self._body]
+        at = 0
+        while (end_of_size := data.find(b"\r\n", at)) >= 0:
+            size = int(data[at:end_of_size], 16)
             if len(data) < end_of_size + size + 4:
                 break
-            body += data[end_of_size + 2 : end_of_size + 2 + size]
-            data = data[end_of_size + size + 4 :]
-        self._data = data
-        *events, self._body = body.split(b"\n\n")
-        write = self._socket.transport.write
+            pieces.append(data[end_of_size + 2 : end_of_size + 2 + size])
+            at = end_of_size + size + 4
+        self._data = data[at:]
+        *events, self._body = b"".join(pieces).split(b"\n\n")
+        # What one read brought leaves in one write: a write of its own would cost each token more than all else.
+        frames = []
         for event in events:
             if event == b"data: [DONE]":
-                write(frame(b'{"end":1}'))
+                frames.append(frame(b'{"end":1}'))
                 self.transport.close()
-                return
+                break
             for choice in decode(event[6:]).choices:
                 if choice.delta.content:
-                    write(frame(b'{"d":%b}' % encode(choice.delta.content)))
+                    frames.append(frame(b'{"d":%b}' % encode(choice.delta.content)))
+        if frames:
+            self._socket.transport.write(b"".join(frames))
 
 
 async def main(upstream: str) -> None:

@@ -5,7 +5,7 @@ Pure. What was left out is told by who calls this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -101,7 +101,8 @@ def _size(text: str) -> int:
 def fit_length(request: ModelRequest, limit: int, count: Count) -> int:
     """Leave out the oldest turns until a request takes at most `limit` tokens, in place.
 
-    The system prompt and the newest turn stay. Where that alone is too long, results of its earlier tool rounds go.
+    The system prompt and the newest turn stay. Where that alone is too long, results of its earlier tool rounds go, and
+    then what the user had said in it before the last question.
 
     Returns:
         How many messages were left out or emptied.
@@ -111,36 +112,60 @@ def fit_length(request: ModelRequest, limit: int, count: Count) -> int:
     """
     left_out = 0
     over = count(request) - limit
-    if over <= 0:
-        return 0
-    messages = request.messages
-    while over > 0 and (turn := _oldest_turn(messages)):
-        begin, end = turn
-        over -= sum(map(_count_message, messages[begin:end]))
-        del messages[begin:end]
-        left_out += end - begin
-    if left_out:
-        over = count(request) - limit
+    for leave_out in (_leave_out_turns, _leave_out_results, _leave_out_questions):
+        going = leave_out(request.messages)
+        more = True
+        while over > 0 and more:
+            estimate, more = over, False  # `count` looks at everything, so it is not asked for each message
+            for gone in going:
+                more = True
+                left_out += len(gone)
+                estimate -= sum(map(_count_message, gone))
+                if estimate <= 0:
+                    break
+            over = count(request) - limit
     if over > 0:
-        newest = max((i for i, m in enumerate(messages) if m.calls), default=0)
-        for message in messages[:newest]:
-            if over > 0 and message.role == "tool" and message.text != LEFT_OUT:
-                over -= _count_message(message)
-                message.parts = [TextPart(LEFT_OUT)]
-                over += _count_message(message)
-                left_out += 1
-    if over > 0:
-        text = f"The newest turn takes about {limit + over} tokens, and the model takes {limit} beside its answer."
+        text = (
+            f"The newest turn takes about {limit + over} tokens with the system prompt and the tools, "
+            f"and the model takes {limit} beside its answer."
+        )
         raise ProviderError("provider.context", text)
     return left_out
 
 
-def _oldest_turn(messages: Sequence[Message]) -> tuple[int, int] | None:
-    """Where the oldest turn begins and ends; None if there is only the newest."""
-    begin = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    ends = (i for i in range(begin + 1, len(messages)) if messages[i].role == "user" and messages[i - 1].role != "user")
-    end = next(ends, None)
-    return None if end is None else (begin, end)
+def _leave_out_turns(messages: list[Message]) -> Iterator[list[Message]]:
+    """Leave out the turns before the newest, one after the other; gives what has gone."""
+    while True:
+        begin = _first(messages)
+        later = range(begin + 1, len(messages))
+        end = next((i for i in later if messages[i].role == "user" and messages[i - 1].role != "user"), None)
+        if end is None:
+            return
+        gone = messages[begin:end]
+        del messages[begin:end]
+        yield gone
+
+
+def _leave_out_results(messages: list[Message]) -> Iterator[list[Message]]:
+    """Empty the results of tool rounds before the newest, one after the other; gives what has gone."""
+    newest = max((i for i, m in enumerate(messages) if m.calls), default=0)
+    for i, message in enumerate(messages[:newest]):
+        emptied = msgspec.structs.replace(message, parts=[TextPart(LEFT_OUT)])
+        if message.role == "tool" and _count_message(message) > _count_message(emptied):
+            messages[i] = emptied
+            yield [message]
+
+
+def _leave_out_questions(messages: list[Message]) -> Iterator[list[Message]]:
+    """Leave out all but the last of several questions in a row: those before it may have failed for their length."""
+    begin = _first(messages)
+    while [m.role for m in messages[begin : begin + 2]] == ["user", "user"]:
+        yield [messages.pop(begin)]
+
+
+def _first(messages: Sequence[Message]) -> int:
+    """Where the conversation begins."""
+    return next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
 
 
 def less(request: ModelRequest, count: Count) -> int:
@@ -151,7 +176,7 @@ def less(request: ModelRequest, count: Count) -> int:
 
 def room(model: Model | None, request: ModelRequest) -> int | None:
     """How many tokens a request may take, so that an answer fits beside it; None where the model's size is unknown."""
-    if model is None or not model.context:
+    if model is None or not model.context or model.context < 0:
         return None
     answer = request.max_tokens or min(model.output or 4096, model.context // 4)
     return max(model.context - answer, model.context // 8)

@@ -153,14 +153,19 @@ class Models:
             return
         try:
             async with asyncio.timeout(LIST_S):
-                models = await ask(self._outbound.client(trusted=True))
+                models = await ask(await self._outbound.warm_client(trusted=True))
+            # What is no list of models would take those of all others from the hub.
+            models = msgspec.json.decode(msgspec.json.encode(list(models)), type=list[Model])
         except ProviderError as e:
             if e.upstream == 401:
                 self._refusals[provider.name] = e
             raise
         except TimeoutError:
             raise ProviderError("provider.timeout", f"No list of models within {LIST_S:g} s.") from None
-        except Exception as e:
+        except (Exception, asyncio.CancelledError, SystemExit) as e:
+            task = asyncio.current_task()
+            if isinstance(e, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             text = f"The list of models cannot be had ({type(e).__name__})."
             raise ProviderError("provider.unreachable", text) from e
         self._refusals.pop(provider.name, None)
@@ -193,9 +198,15 @@ class Models:
         """
         _, provider, model = self.resolve(name)
         if refusal := self._refusals.get(provider.name):
-            raise refusal
+            raise refusal.with_traceback(None)  # else each time adds to it
         if (check := getattr(provider, "check", None)) is not None:
-            check(make_request(model, [], None, config or RunConfig()))
+            try:
+                check(make_request(model, [], None, config or RunConfig()))
+            except Fault:
+                raise
+            except Exception as e:
+                log.exception("provider %s: check() failed", provider.name)
+                raise ProviderError("provider.protocol", f"The provider {provider.name} failed.") from e
 
     async def check(self, name: str, config: RunConfig | None = None) -> None:
         """Refuse what cannot work, after asking the vendor for its models.
@@ -215,14 +226,22 @@ class Models:
             Fault: generation.unknown.
             ProviderError: The vendor does not tell.
         """
+        failure: Fault = Fault("generation.unknown", "No provider keeps a record under this id.")
         for one in list(self._extensions.providers.values()):
             ask = getattr(one, "generation", None)
             if ask is None or provider not in (None, one.name):
                 continue
-            found: Json | None = await ask(self._outbound.client(trusted=True), id)
-            if found is not None:
-                return found
-        raise Fault("generation.unknown", "No provider keeps a record under this id.")
+            try:
+                async with asyncio.timeout(LIST_S):
+                    found: Json | None = await ask(await self._outbound.warm_client(trusted=True), id)
+            except TimeoutError:
+                failure = ProviderError("provider.timeout", f"{one.name} did not answer within {LIST_S:g} s.")
+            except ProviderError as e:
+                failure = e  # another may have it
+            else:
+                if found is not None:
+                    return found
+        raise failure
 
 
 def make_request(model: str, messages: list[Message], box: Toolbox | None, config: RunConfig) -> ModelRequest:

@@ -305,8 +305,7 @@ class Run:
 
     def usage_of(self, writer: PartWriter | None) -> Usage | None:
         """What a writer's round took so far, with its cost."""
-        used = writer.usage if writer is not None else None
-        return None if used is None else self._engine.models.cost(self.object["model"], used)
+        return writer.usage if writer is not None else None
 
     def _rounds(self) -> int:
         return sum(1 for m in self.messages() if m["role"] == "assistant" and m["parts"] and not _is_cut(m))
@@ -337,11 +336,17 @@ class Run:
         model = self._engine.models.info(name)
         await self._engine.load_files(self.user, request.messages)
         fit_files(request.messages, model)
-        count_tokens = getattr(provider, "count", count)
+        count_tokens = _counter(provider)
         limit = room(model, request)
+        refusal: ProviderError | None = None
         for _ in range(TRIMS):
-            if limit is not None:
-                self._fit(number, request, limit, count_tokens, config)
+            try:
+                if limit is not None:
+                    self._fit(number, request, limit, count_tokens, config)
+            except ProviderError:
+                if refusal is not None:  # its vendor knows the limit, and here it is a guess
+                    raise refusal from None
+                raise
             try:
                 exchange = await Attempts(self, number, name, provider, request, config, writer).run()
                 break
@@ -349,7 +354,7 @@ class Run:
                 # The size that the hub knows is an estimate, and often it knows none.
                 if e.kind != "provider.context" or not config.trim or writer.parts:
                     raise
-                limit = less(request, count_tokens)
+                limit, refusal = less(request, count_tokens), e
         else:
             raise ProviderError(
                 "provider.context", "The conversation is too long for the model, however much is left out."
@@ -571,6 +576,20 @@ class Run:
             return await self._engine.settled(self, ask)
         finally:
             self._mark(asking=-1)
+
+
+def _counter(provider: Provider) -> Count:
+    """A provider's own count of tokens; the hub's where it has none or fails."""
+    own = getattr(provider, "count", None)
+
+    def counted(request: ModelRequest) -> int:
+        try:
+            return int(own(request))  # type: ignore[misc]
+        except Exception:
+            log.exception("provider %s: count() failed", provider.name)
+            return count(request)
+
+    return counted if own is not None else count
 
 
 def _is_cut(message: Json) -> bool:

@@ -330,7 +330,7 @@ class _HttpRound(_Round):
         left_s = self._start + min(self._deadlines.first_token_s, self._deadlines.total_s) - self._now()
         try:
             async with asyncio.timeout(left_s):
-                return await headers(self._outbound.client(trusted=True))
+                return await headers(await self._outbound.warm_client(trusted=True))
         except TimeoutError as e:
             raise ProviderError("provider.timeout", "The key for the model's server did not come in time.") from e
 
@@ -526,7 +526,7 @@ class _StreamRound(_Round):
                     await close()
         except Fault as e:
             self._fail(e)
-        except (Exception, asyncio.CancelledError) as e:
+        except (Exception, asyncio.CancelledError, SystemExit) as e:  # the last would end the hub
             self._fail(self._name(e))
 
     def _finish(self) -> Sequence[Chunk]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from sag.engine.ends import RunEnded, RunLimit
-from sag.hooks.provider import CallFragment, Chunk, Finish, Reasoning, Replay, Text, UsageChunk
+from sag.hooks.provider import CallFragment, Chunk, Finish, Reasoning, Replay, Text, UsageChunk, encode_json, printable
 from sag.schema.events import PartClose, PartDrop, PartOpen, Usage
 from sag.schema.ids import new_id, now_ms
 from sag.settings import crash_at
+from sag.store.usage import MOST_TOKENS, TOKENS, to_nano
 from sag.topics.topic import Transaction
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ class PartWriter:
 
     Attributes:
         parts: The numbers of the parts so far.
-        calls: Tool calls by the vendor's index: our id, the name, the part, its bytes, the bytes of all its parts.
+        calls: Tool calls by the vendor's index: our id, the name, the part, its bytes, the bytes of all its parts, each
+            as JSON.
         finish: Why the model stopped.
-        usage: What the attempts so far took, as far as their vendor said.
+        usage: What the attempts so far took, as far as their vendor said; each is priced by itself.
     """
 
     def __init__(self, run: Run, msg: str, agent: str | None, provider: str) -> None:
@@ -77,7 +79,7 @@ class PartWriter:
             elif isinstance(chunk, CallFragment):
                 self._call(chunk)
             elif isinstance(chunk, UsageChunk):
-                self._now = chunk.usage
+                self._now = _possible(chunk.usage)
             elif isinstance(chunk, Replay):
                 self._end_thought(chunk.data)
             elif isinstance(chunk, Finish):
@@ -85,9 +87,10 @@ class PartWriter:
 
     @property
     def usage(self) -> Usage | None:
-        if self._spent is None or self._now is None:
-            return self._now or self._spent
-        return self._spent.plus(self._now)
+        if self._now is None:
+            return self._spent
+        now = self._run._engine.models.cost(self._run.object["model"], self._now)
+        return now if self._spent is None else self._spent.plus(now)
 
     def _write(self, kind: Literal["text", "reasoning"], text: str) -> None:
         if not text:
@@ -95,7 +98,7 @@ class PartWriter:
         if self._first:
             self._first = False
             crash_at("first_delta")
-        size = len(text) if text.isascii() else len(text.encode())
+        size = _size(text)
         if self._text is not None and self._text[0] == kind and self._size + size <= self._limit:
             self._size += size
             self._topics.delta(self._topic, self._text[1], text)
@@ -103,7 +106,7 @@ class PartWriter:
         for piece in _pieces(text, self._limit):
             self._end_text()
             self._text = (kind, self._new_part(kind, piece))
-            self._size = len(piece.encode())
+            self._size = _size(piece)
 
     def _end_text(self, replay: Json | None = None) -> None:
         if self._text is not None:
@@ -140,28 +143,30 @@ class PartWriter:
     def _call(self, fragment: CallFragment) -> None:
         call = self.calls.get(fragment.index)
         text = fragment.arguments
-        size = len(text.encode())
+        size = _size(text)
+        if (size if call is None else call[4] + size) > MAX_ARGUMENTS:
+            raise RunLimit(f"The arguments of a tool call are larger than {MAX_ARGUMENTS} bytes.")
         if call is None:
             if len(self.calls) >= MAX_CALLS:
                 raise RunLimit(f"The model asked for more than {MAX_CALLS} tool calls in one step.")
             self._end_text()
-            id = new_id("k")
-            part = self._new_part("tool_args", text, id, fragment.name or "")
-            self.calls[fragment.index] = [id, fragment.name or "", part, size, size]
-            return
-        if call[4] + size > MAX_ARGUMENTS:
-            raise RunLimit(f"The arguments of a tool call are larger than {MAX_ARGUMENTS} bytes.")
+            first, *rest = _pieces(text, self._limit)
+            id, name = new_id("k"), printable(fragment.name or "")
+            part = self._new_part("tool_args", first, id, name)
+            call = self.calls[fragment.index] = [id, name, part, _size(first), 0]
+        elif call[3] + size <= self._limit:
+            rest = []
+            if text:
+                self._topics.delta(self._topic, call[2], text)
+                call[3] += size
+        else:
+            rest = _pieces(text, self._limit)
         call[4] += size
-        if not text:
-            return
-        if call[3] + size > self._limit:
+        for piece in rest:
             tx = self._run._begin()
             self._close_part(tx, call[2])
             tx.submit()
-            call[2], call[3] = self._new_part("tool_args", text, call[0], call[1]), size
-            return
-        call[3] += size
-        self._topics.delta(self._topic, call[2], text)
+            call[2], call[3] = self._new_part("tool_args", piece, call[0], call[1]), _size(piece)
 
     def _close_part(self, tx: Transaction, part: int, replay: Json | None = None) -> None:
         self._topics.flush_deltas(self._topic, tx)
@@ -192,16 +197,20 @@ class PartWriter:
         self._spent, self._now = self.usage, None
 
 
+def _possible(usage: Usage) -> Usage:
+    """A vendor's figures, those that cannot be bounded as where they are counted (`sag.store.usage`)."""
+    tokens = {name: min(max(int(getattr(usage, name)), 0), MOST_TOKENS) for name in TOKENS}
+    return Usage(**tokens, cost_usd=usage.cost_usd if to_nano(usage.cost_usd) is not None else None)
+
+
+def _size(text: str) -> int:
+    """The bytes of a text within JSON, which is what events and snapshots are bounded by: a control character has 6."""
+    return len(encode_json(text)) - 2
+
+
 def _pieces(text: str, limit: int) -> list[str]:
-    """Text in pieces of at most `limit` bytes, never cut inside a character."""
-    if len(text) * 4 <= limit:
+    """Text in pieces of at most `limit` bytes."""
+    if len(text) * 6 <= limit or len(text) < 2 or _size(text) <= limit:
         return [text]
-    out = []
-    data = text.encode()
-    while data:
-        cut = min(limit, len(data))
-        while cut < len(data) and data[cut] & 0xC0 == 0x80:
-            cut -= 1
-        out.append(data[:cut].decode())
-        data = data[cut:]
-    return out
+    middle = len(text) // 2
+    return _pieces(text[:middle], limit) + _pieces(text[middle:], limit)

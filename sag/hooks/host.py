@@ -69,7 +69,7 @@ class Extensions:
         if told is not None:
             return told
         try:
-            return list(provider.models())
+            return msgspec.json.decode(msgspec.json.encode(list(provider.models())), type=list[Model])
         except Exception:
             log.exception("provider %s: models() failed", provider.name)
             return []

@@ -121,3 +121,39 @@ def test_the_answer_needs_room_too() -> None:
     assert room(Model("m", context=10_000, output=1000), ModelRequest("m", [])) == 9000
     assert room(Model("m", context=10_000, output=1000), ModelRequest("m", [], max_tokens=3000)) == 7000
     assert room(Model("m", context=8000, output=8000), ModelRequest("m", [])) == 6000
+
+
+def test_a_provider_that_counts_less_of_old_turns_than_estimated_has_more_of_them_left_out() -> None:
+    def counted(request: ModelRequest) -> int:  # a long number is one token, a word of the others five
+        return sum(500 if "new" in m.text else 100 for m in request.messages)
+
+    turns = [text_message(role, "9" * 4000) for _ in range(6) for role in ("user", "assistant")]
+    request = ModelRequest("m", [*turns, text_message("user", "new")])
+    assert fit_length(request, 900, counted) == 8
+    assert counted(request) == 900
+    with pytest.raises(ProviderError):
+        fit_length(request, 499, counted)
+    assert [m.text for m in request.messages] == ["new"], "all that can go went"
+
+
+def test_results_of_tools_go_until_the_providers_own_count_fits() -> None:
+    def counted(request: ModelRequest) -> int:
+        return sum(10 if m.text == LEFT_OUT or m.role != "tool" else 100 for m in request.messages)
+
+    rounds = [
+        m
+        for n in range(5)
+        for m in (
+            Message("assistant", [CallRequest(f"c{n}", "f", "{}")]),
+            Message("tool", [TextPart("x" * 4000)], f"c{n}"),
+        )
+    ]
+    request = ModelRequest("m", [text_message("user", "go"), *rounds])
+    assert fit_length(request, 300, counted) == 3
+    assert counted(request) == 290
+    assert request.messages[-1].text != LEFT_OUT
+
+
+@pytest.mark.parametrize("context", [None, 0, -5])
+def test_a_size_that_cannot_be_is_not_known(context: int | None) -> None:
+    assert room(Model("m", context=context), ModelRequest("m", [])) is None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
 from sag.engine import gate as gates
-from sag.engine.gate import WINDOW, Breaker, Gate
+from sag.engine.gate import WINDOW, Breaker, Gate, Gates, Ticket
 from sag.hooks.provider import ProviderError
 
 
@@ -139,31 +141,94 @@ async def test_leaving_twice_counts_once() -> None:
 async def test_the_breaker_opens_after_five_failures_and_one_call_tries_whether_it_is_over() -> None:
     breaker = Breaker()
     for _ in range(4):
-        breaker.enter()
-        breaker.failed()
-    breaker.enter()
-    breaker.failed()
+        breaker.failed(breaker.enter())
+    late = [breaker.enter() for _ in range(20)]
+    breaker.failed(breaker.enter())
     with pytest.raises(ProviderError) as raised:
         breaker.enter()
     assert raised.value.kind == "provider.unreachable"
     assert raised.value.after_ms is not None
     assert 0 < raised.value.after_ms <= 1000
+    for tries in late:  # they began before
+        breaker.failed(tries)
+        breaker.left(tries)
     await asyncio.sleep(raised.value.after_ms / 1000 + 0.02)
-    breaker.enter()
-    with pytest.raises(ProviderError):
-        breaker.enter()  # one at a time
-    breaker.failed()
+    tries = breaker.enter()
+    assert tries
+    for other in late:
+        breaker.failed(other)
+        breaker.left(other)
+        with pytest.raises(ProviderError):
+            breaker.enter()  # one at a time
+    breaker.failed(tries)
     with pytest.raises(ProviderError) as again:
         breaker.enter()
     assert again.value.after_ms is not None
-    assert again.value.after_ms > 1000, "it is left alone for longer"
+    assert 1000 < again.value.after_ms <= 2000, "it is left alone for longer"
 
 
 async def test_an_answer_closes_the_breaker() -> None:
     breaker = Breaker()
     for _ in range(4):
-        breaker.failed()
+        breaker.failed(breaker.enter())
     breaker.answered()
     for _ in range(4):
-        breaker.failed()
-    breaker.enter()
+        breaker.failed(breaker.enter())
+    assert breaker.enter() is False
+
+
+async def test_a_wait_of_hours_fails_those_who_wait_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    tickets = [await gate.enter(lambda _: None) for _ in range(WINDOW)]
+    waiting = [asyncio.ensure_future(gate.enter(lambda _: None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    tickets[0].limited(7200)
+    async with asyncio.timeout(0.1):
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [getattr(e, "kind", None) for e in done] == ["provider.rate_limit", None, "provider.rate_limit"]
+    assert (gate._out, len(gate._waiting)) == (WINDOW - 1, 0)
+
+
+async def test_a_loop_that_stood_still_loses_no_place_and_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "LONGEST_S", 0.1)
+    gate = Gate()
+    ticket = await gate.enter(lambda _: None)
+    ticket.limited(0.05)
+    waiting = [asyncio.ensure_future(gate.enter(lambda _: None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # the turn and the end of the patience are due in the same moment
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    through = [one for one in done if isinstance(one, Ticket)]
+    assert len(through) == 1, "one was answered before, so one may go"
+    assert gate._out == len(through)
+    for one in through:
+        one.leave()
+    assert (gate._out, len(gate._waiting)) == (0, 0)
+
+
+async def test_a_wait_that_cannot_be_told_takes_no_place() -> None:
+    gate = Gate()
+    tickets = [await gate.enter(lambda _: None) for _ in range(WINDOW)]
+
+    def tell(_: float | None) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await gate.enter(tell)
+    tickets[0].leave()
+    assert (gate._out, len(gate._waiting)) == (WINDOW - 1, 0)
+
+
+async def test_limiters_that_nobody_needs_are_dropped_though_their_server_limited_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Gates()
+    for n in range(400):
+        ticket = await made.gate(f"a/{n}").enter(lambda _: None)
+        ticket.limited(0.0)
+    now = asyncio.get_running_loop().time() + 60
+    for gate in made._gates.values():
+        monkeypatch.setattr(gate, "_loop", SimpleNamespace(time=lambda: now))
+    made.gate("a/one more")
+    assert len(made._gates) == 1
