@@ -97,7 +97,7 @@ class App:
         self.registry = Registry()
         self.extensions = Extensions()
         self.dispatcher = Dispatcher(self.registry, self.keys, self.topics.begin)
-        self.transport = Transport(self.outbound)
+        self.transport = Transport(self.outbound, self.topics.backlog)
         self.models = Models(
             self.extensions,
             self.outbound,

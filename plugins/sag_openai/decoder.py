@@ -43,6 +43,9 @@ _REASONS: dict[str, Reason] = {
     "max_tokens": "length",
     "content_filter": "refused",
 }
+_TEXTS = ("content", "reasoning", "reasoning_content")
+_PROBE = "5d1c9a7e"
+_LESSONS = 4  # events that are learnt from without a gain, as where each has something of its own
 _BROKEN = ("error", "abort")  # OpenRouter and vLLM give these as reasons
 
 
@@ -120,8 +123,11 @@ class StreamDecoder(ABC):
         self._events = SseEvents(limit)
         self._secret = secret
         self._failure: ProviderError | None = None
-        self._finished = False
+        self._finished = self._done = False
         self._seen = False
+        self._skimmed: type[Text] | type[Reasoning] = Text
+        self._known = b"\n"
+        self._lessons = _LESSONS
 
     def feed(self, data: bytes) -> Sequence[Chunk]:
         """The chunks that are complete now.
@@ -133,11 +139,21 @@ class StreamDecoder(ABC):
             raise self._failure
         if not data:
             return ()
-        events = self._events.feed(data)
         out: list[Chunk] = []
         try:
-            for lines in events:
-                self._take(lines[0] if len(lines) == 1 else b"\n".join(lines), lines, out)
+            # What is learnt from the first events of a read holds for the others already.
+            for last in (False, False, True):
+                if not self._finished and not self._done:
+                    text, data = self._events.skim(data)
+                    if text:
+                        out.append(self._skimmed(text))
+                        self._lessons = _LESSONS
+                if not data:
+                    break
+                end = 0 if last else data.find(b"\n\n") + 2
+                first, data = (data[:end], data[end:]) if end > 1 else (data, b"")
+                for lines in self._events.feed(first):
+                    self._take(lines[0] if len(lines) == 1 else b"\n".join(lines), lines, out)
             if self._events.stray is not None:
                 self._check_stray(self._events.stray)
         except ProviderError as e:
@@ -207,9 +223,10 @@ class ChatDecoder(StreamDecoder):
         self._ids: list[str] = []
         self._filled: list[bool] = []
         self._router = router
+        if router:
+            self._lessons = 0  # what is to be replayed comes before the text that follows it
         self._details: list[Json] = []
         self._refused = False
-        self._done = False
 
     def _take(self, data: bytes, lines: list[bytes], out: list[Chunk]) -> None:
         if self._done:
@@ -236,6 +253,31 @@ class ChatDecoder(StreamDecoder):
                     self._take_choice(choice, out)
         if chunk.usage is not None:
             out.append(UsageChunk(_read_usage(chunk.usage, self._router)))
+        if self._lessons and len(lines) == 1 and not data.startswith(self._known):
+            self._learn(data, chunk)
+
+    def _learn(self, data: bytes, chunk: _Chunk) -> None:
+        """Have events like this one skimmed, if there is nothing in it but text."""
+        delta = chunk.choices[0].delta if chunk.choices else None
+        name = next((name for name in _TEXTS if getattr(delta, name, None)), None)
+        if name is None:
+            return
+        self._lessons -= 1
+        head, found, foot = data.partition(b'"%b"' % getattr(delta, name).encode())
+        try:
+            probe = _decode(b'%b"%b"%b' % (head, _PROBE.encode(), foot)) if found else _Chunk()
+        except msgspec.DecodeError:
+            return
+        # If another text in this place makes another text of the answer and nothing else, any text does.
+        if probe.usage is None and not probe.error and not probe.message and len(probe.choices or ()) == 1:
+            choice = (probe.choices or [])[0]
+            delta = choice.delta
+            if delta is not None and not choice.index and not choice.finish_reason and getattr(delta, name) == _PROBE:
+                setattr(delta, name, None)
+                if not any(msgspec.structs.astuple(delta)):
+                    self._known = head
+                    self._skimmed = Text if name == "content" else Reasoning
+                    self._events.learn(b'data:%b"' % head, b'"%b\n\n' % foot)
 
     def _take_choice(self, choice: _Choice, out: list[Chunk]) -> None:
         delta = choice.delta

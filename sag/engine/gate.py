@@ -78,23 +78,24 @@ class Gate:
 
         Raises:
             ProviderError: provider.rate_limit, where the server asks for more than a minute, or the turn did not come
-                in that time.
+                in a minute besides what the server asks for.
         """
         if self._refused is not None and self._loop.time() < self._opens:
             raise self._refuse(*self._refused)
         if not self._waiting and self._blocked_s() is None:
             return self._begin()
         turn: asyncio.Future[None] = self._loop.create_future()
+        patience_s = LONGEST_S + max(0.0, self._opens - self._loop.time())
         self._waiting.appendleft(turn) if again else self._waiting.append(turn)
         try:
             blocked_s = self._pump()
             if not turn.done():
                 tell(blocked_s if blocked_s is not None and math.isfinite(blocked_s) else None)
-            async with asyncio.timeout(LONGEST_S):
+            async with asyncio.timeout(patience_s):
                 await turn
         except TimeoutError:
             if not _is_through(turn):
-                text = f"So many calls wait for this model that the turn did not come within {LONGEST_S:g} s."
+                text = f"So many calls wait for this model that the turn did not come within {patience_s:.0f} s."
                 raise ProviderError("provider.rate_limit", text, retry=False) from None
         except BaseException:
             if _is_through(turn):  # in the same moment

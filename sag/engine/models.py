@@ -131,8 +131,8 @@ class Models:
         if usage.cost_usd is not None or model is None or model.price is None:
             return usage
         price: Price | LongPrice = model.price
-        if price.long is not None and usage.input > price.long.above:
-            price = price.long
+        if model.price.long is not None and usage.input > model.price.long.above:
+            price = model.price.long
         cached = price.input if price.cached is None else price.cached
         written = price.input if price.cache_write is None else price.cache_write
         fresh = max(0, usage.input - usage.cached - usage.cache_write)

@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
         self._reader: Reader | None = None
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # the parser looks it up once, and calls no Python for a piece
-        self._lost = False
+        self._lost = self._paused = False
         self._parser = httptools.HttpResponseParser(self)
         # What servers in the wild do, and aiohttp and browsers take.
         self._parser.set_dangerous_leniencies(
@@ -161,6 +161,18 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(head)
             self._transport.write(body)
+
+    def pause(self) -> None:
+        """Read no more until `go_on`, so that the server has to wait."""
+        if self.open and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read again."""
+        if self.open and self._paused:
+            self._paused = False
+            self._transport.resume_reading()
 
     def drop(self) -> None:
         """Close at once; the reader is told nothing more."""
@@ -248,6 +260,7 @@ class Connection(asyncio.Protocol):
     def _end(self, *, keep: bool) -> None:
         reader, self._reader = self._reader, None
         if keep and reader is not None and self.open:
+            self.go_on()
             self._pool.keep(self)
         else:
             self.drop()

@@ -34,6 +34,7 @@ from sag.hooks.provider import (
 from sag.hooks.streams import to_unicode
 from sag.outbound import Outbound
 from sag.settings import crash_at
+from sag.topics.backlog import Backlog
 
 ERROR_BODY = 64 << 10  # bytes of an error's body that a provider gets to see
 ERROR_BODY_S = 5.0
@@ -80,12 +81,14 @@ class Transport:
 
     Args:
         outbound: Opens connections; base URLs of providers are trusted, they come from an administrator.
+        backlog: Where what is taken waits; while it is full, nothing is read. None holds nobody up.
         body: The most bytes that one answer may have.
     """
 
-    def __init__(self, outbound: Outbound, *, body: int = BODY) -> None:
+    def __init__(self, outbound: Outbound, backlog: Backlog | None = None, *, body: int = BODY) -> None:
         self._pool = Pool(outbound)
         self._outbound = outbound
+        self._backlog = backlog or Backlog()
         self._body = body
 
     async def run(
@@ -117,8 +120,10 @@ class Transport:
         # `isinstance` with a protocol costs as much as opening a connection.
         if hasattr(provider, "prepare"):
             http = cast(HttpProvider, provider)
-            return await _HttpRound(http, request, deadlines, take, begun, self._outbound, self._pool, self._body).run()
-        return await _StreamRound(provider, request, deadlines, take, begun).run()
+            return await _HttpRound(
+                http, request, deadlines, take, begun, self._backlog, self._outbound, self._pool, self._body
+            ).run()
+        return await _StreamRound(provider, request, deadlines, take, begun, self._backlog).run()
 
     def close(self) -> None:
         """Close the connections that are kept for later."""
@@ -131,11 +136,19 @@ class _Round(ABC):
     Whoever sees the end first tells it to `_end`, which wakes the task that waits in `run`; later ends do not count.
     """
 
-    def __init__(self, request: ModelRequest, deadlines: Deadlines, take: Take, begun: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        request: ModelRequest,
+        deadlines: Deadlines,
+        take: Take,
+        begun: Callable[[], None],
+        backlog: Backlog,
+    ) -> None:
         self._request = request
         self._deadlines = deadlines
         self._take = take
         self._tell_begun = begun
+        self._backlog = backlog
         self._exchange = Exchange()
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
@@ -144,6 +157,7 @@ class _Round(ABC):
         self._begun = False
         self._answering = False
         self._finished = self._lingering = False
+        self._held = False
         self._ended = False
         self._failure: BaseException | None = None
         self._wake: asyncio.Future[None] = self._loop.create_future()
@@ -182,9 +196,19 @@ class _Round(ABC):
         if not self._answering:
             self._answering = True
             self._exchange.first_s = self._since - self._start
+        if self._backlog.is_full and not self._held:
+            self._held = True
+            self._hold()
+            self._backlog.when_lower(self._release)
         if self._finished and not self._lingering:
             self._lingering = True
             self._watch_anew()
+
+    def _release(self) -> None:
+        if not self._ended:
+            self._held = False
+            self._watch_anew()
+            self._go_on()
 
     def _end(self, failure: BaseException | None = None) -> None:
         """The round is over; the first call counts."""
@@ -230,6 +254,8 @@ class _Round(ABC):
         """When the upstream has been awaited for too long, and the words for it."""
         limits = self._deadlines
         due, why = self._start + limits.total_s, f"The model's answer took longer than {limits.total_s:g} s."
+        if self._held:
+            return due, why  # it is not the upstream that is awaited
         if not self._answering:
             wait, text = limits.first_token_s, f"The model did not begin to answer within {limits.first_token_s:g} s."
         elif self._finished:
@@ -277,6 +303,14 @@ class _Round(ABC):
         """The error that an exception stands for."""
 
     @abstractmethod
+    def _hold(self) -> None:
+        """Take no more until `_go_on`, for what was taken is not kept yet."""
+
+    @abstractmethod
+    def _go_on(self) -> None:
+        """Take more again."""
+
+    @abstractmethod
     async def _close(self) -> None:
         """Close what is open."""
 
@@ -291,14 +325,15 @@ class _HttpRound(_Round):
         deadlines: Deadlines,
         take: Take,
         begun: Callable[[], None],
+        backlog: Backlog,
         outbound: Outbound,
         pool: Pool,
         body: int,
     ) -> None:
-        super().__init__(request, deadlines, take, begun)
+        super().__init__(request, deadlines, take, begun, backlog)
         self._provider = provider
         self._outbound = outbound
-        self._held = 0
+        self._withheld = 0
         self._pool = pool
         self._left = body
         self._connection: Connection | None = None
@@ -377,9 +412,9 @@ class _HttpRound(_Round):
                 self._hand_on(batch)
                 # A decoder gives the chunks before an error first; the error must not wait for more bytes to come.
                 self._feed(b"")
-            elif (held := getattr(self._decoder, "held", 0)) != self._held:
+            elif (withheld := getattr(self._decoder, "held", 0)) != self._withheld:
                 # What may become a call is an answer too, though nothing of it can be shown yet.
-                self._held, self._since = held, self._now()
+                self._withheld, self._since = withheld, self._now()
         except Fault as e:
             self._fail(e)
         except Exception as e:
@@ -472,6 +507,14 @@ class _HttpRound(_Round):
         failure.__cause__ = e
         return failure
 
+    def _hold(self) -> None:
+        if self._connection is not None:
+            self._connection.pause()
+
+    def _go_on(self) -> None:
+        if self._connection is not None:
+            self._connection.go_on()
+
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.drop()
@@ -499,10 +542,13 @@ class _StreamRound(_Round):
         deadlines: Deadlines,
         take: Take,
         begun: Callable[[], None],
+        backlog: Backlog,
     ) -> None:
-        super().__init__(request, deadlines, take, begun)
+        super().__init__(request, deadlines, take, begun, backlog)
         self._provider = provider
         self._begun = True
+        self._free = asyncio.Event()
+        self._free.set()
 
     async def _read(self) -> None:
         self._task = asyncio.create_task(self._iterate())
@@ -517,6 +563,8 @@ class _StreamRound(_Round):
                     if not self._answering:
                         self._tell_begun()
                     self._hand_on([chunk])
+                    if self._held:
+                        await self._free.wait()
                     if self._ended:
                         return
                 self._finish()
@@ -543,6 +591,12 @@ class _StreamRound(_Round):
             failure = ProviderError("provider.protocol", f"The provider {self._provider.name} failed.")
         failure.__cause__ = e
         return failure
+
+    def _hold(self) -> None:
+        self._free.clear()
+
+    def _go_on(self) -> None:
+        self._free.set()
 
     async def _close(self) -> None:
         # What a provider's cleanup raises cannot change what was answered.

@@ -13,10 +13,14 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import msgspec
+
 from sag.hooks.provider import ProviderError
 
 LINE = 1 << 20
+SKIMMED = 4096  # bytes of an event that is cut by a read which are put together again to be skimmed
 LONGEST_S = 86_400.0
+_decode_texts = msgspec.json.Decoder(list[str]).decode
 _BOM = b"\xef\xbb\xbf"
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
@@ -31,7 +35,10 @@ class SseEvents:
         limit: The most bytes of one line, and of the data of one event.
     """
 
-    __slots__ = ("_at_start", "_data", "_limit", "_size", "_skip_lf", "_tail", "stray")
+    __slots__ = (
+        "_at_start", "_data", "_foot", "_head", "_limit", "_line", "_lines", "_size", "_skip_lf", "_slice", "_tail",
+        "stray",
+    )  # fmt: skip
 
     def __init__(self, limit: int = LINE) -> None:
         self._limit = limit
@@ -40,8 +47,47 @@ class SseEvents:
         self._size = 0
         self._skip_lf = False
         self._at_start = True
+        self._head = self._foot = b""
         self.stray: bytes | None = None
         """The first line that is none of server-sent events: JSON without `data:`, or something else altogether."""
+
+    def learn(self, head: bytes, foot: bytes) -> None:
+        """Have `skim` take events that are the same up to the text of one JSON string.
+
+        Args:
+            head: Such an event up to the text, the string's quotation mark included.
+            foot: What is behind the text, from the other quotation mark to the blank line.
+        """
+        self._head, self._foot = head, foot
+        self._line, self._lines = head.count(b"\n"), head.count(b"\n") + foot.count(b"\n")
+        self._slice = slice(len(head) - head.rfind(b"\n") - 1, foot.index(b"\n") * -1)
+
+    def skim(self, data: bytes) -> tuple[str, bytes]:
+        """Take the events that `learn` told of off the data, all at once.
+
+        Most of an answer is such events, and a server that floods sends dozens in one read.
+
+        Returns:
+            Their texts joined, and what is left to be fed; that is all where something else comes first.
+        """
+        head, foot, tail = self._head, self._foot, self._tail
+        if not head or self._data or self._skip_lf or len(tail) > SKIMMED:
+            return "", data
+        if tail:
+            data = bytes(tail) + data
+            tail.clear()
+        if not data.startswith(head):
+            return "", data
+        if data.endswith(foot) and b"\n" not in (one := data[len(head) : -len(foot)]):
+            texts, end = [one], len(data)  # as nearly every read is
+        elif (end := data.rfind(foot) + len(foot)) >= len(foot):
+            texts = [line[self._slice] for line in data[: end - 2].split(b"\n")[self._line :: self._lines]]
+            if head + (foot + head).join(texts) + foot != data[:end]:
+                return "", data
+        else:
+            return "", data
+        text = _join(texts)
+        return ("", data) if text is None else (text, data[end:])
 
     def feed(self, data: bytes) -> list[list[bytes]]:
         """The events that are complete now, each as its data lines; events without data are left out.
@@ -111,6 +157,20 @@ class SseEvents:
             elif line[:1] != b":" and not line.startswith((b"event", b"id", b"retry")) and self.stray is None:
                 self.stray = line[:4096]
         return events
+
+
+def _join(texts: list[bytes]) -> str | None:
+    """The inner parts of JSON strings, decoded and joined; None if one is not whole or is no text."""
+    joined = texts[0] if len(texts) == 1 else b"".join(texts)
+    try:
+        if b"\\" in joined:
+            # One that ends with a backslash may go on behind what looks like its end.
+            given = _decode_texts(b'["%b"]' % b'","'.join(texts))
+            whole = len(given) == len(texts) and not any(text.endswith(b"\\") for text in texts)
+            return "".join(given) if whole else None
+        return None if b'"' in joined or b"\r" in joined else joined.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _too_long() -> ProviderError:

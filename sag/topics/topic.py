@@ -19,14 +19,17 @@ from sag.errors import Fault
 from sag.schema.events import Event
 from sag.schema.ids import new_gen, now_ms
 from sag.settings import crash_at
+from sag.topics.backlog import Backlog
 from sag.topics.journal import Drop, Journal, Kept, Put, Unit
 from sag.topics.merge import Entry, encode, frame, join_deltas, tails
 from sag.topics.reducers import FAMILIES, Reducer
 
 RING_BYTES = 256 << 10
 RING_EVENTS = 1024
+TICK_CHARS = 64 << 10  # of text that wait for the tick; more goes at once
 SNAPSHOT_EVERY = 2_000
 IDLE_TOPICS = 256
+ABSENT_TOPICS = 1024
 
 _decode = msgspec.json.Decoder().decode
 T = TypeVar("T")
@@ -79,7 +82,7 @@ class Topic:
     """
 
     __slots__ = (
-        "_deltas", "_opened", "_ring", "_ring_bytes", "_snap_off", "_uncommitted", "_waiters",
+        "_chars", "_deltas", "_opened", "_ring", "_ring_bytes", "_snap_off", "_uncommitted", "_waiters",
         "birth", "first", "fold", "gen", "head", "lost", "name", "owner", "pins", "readers", "tid", "tip",
     )  # fmt: skip
 
@@ -96,6 +99,7 @@ class Topic:
         self._uncommitted: deque[Entry] = deque()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._deltas: dict[int, list[str]] = {}
+        self._chars = 0
         self._opened: set[int] = set()
         self._snap_off = 0
 
@@ -214,6 +218,7 @@ class Transaction:
         self._after: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
         self._touched: dict[Topic, int] = {}
+        self._size = 0
         self.submitted = False
 
     @property
@@ -296,10 +301,13 @@ class Transaction:
         unit = self._unit
         unit.crash = crash
         unit.done = self._done
+        self._size = sum([len(entry.body) for _, entry in unit.events])
+        self._topics.backlog.add(self._size)
         self._topics.journal.submit(unit)
         return self._future
 
     def _done(self, fault: Fault | None) -> None:
+        self._topics.backlog.add(-self._size)
         # The future is the caller's alone: one that is cancelled while it waits must not keep the rest from being told.
         future = self._future
         if fault is not None:
@@ -344,9 +352,11 @@ class Topics:
         self.families: dict[str, Callable[[str], Reducer]] = dict(FAMILIES)
         self.project: Projection = project or (lambda *_: ())
         self.kept: Callable[[Sequence[Put | Drop]], None] = lambda _: None
+        self.backlog = Backlog()
         self._tick_s = tick_ms / 1000
         self._loaded: OrderedDict[tuple[str, str], Topic] = OrderedDict()
         self._loading: dict[tuple[str, str], asyncio.Future[Topic | None]] = {}
+        self._absent: set[tuple[str, str]] = set()
         self._dirty: dict[Topic, None] = {}
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._reloads: set[asyncio.Task[None]] = set()
@@ -362,6 +372,8 @@ class Topics:
         if topic is not None:
             self._loaded.move_to_end(key)
             return topic
+        if key in self._absent:
+            return None
         future = self._loading.get(key)
         if future is None:
             future = self._loading[key] = asyncio.ensure_future(self._load(owner, name))
@@ -373,6 +385,10 @@ class Topics:
         if (owner, name) in self._loaded:
             return self._loaded[owner, name]
         if kept is None:
+            # Every run asks for its client's settings, which most clients do not have.
+            if len(self._absent) >= ABSENT_TOPICS:
+                self._absent.clear()
+            self._absent.add((owner, name))
             return None
         topic = Topic(owner, name, kept.tid, kept.gen, self._reducer(name), kept.head, kept.first)
         self._restore(topic, kept)
@@ -390,6 +406,7 @@ class Topics:
         topic._snap_off = kept.snap_off
         topic._uncommitted.clear()
         topic._deltas.clear()
+        topic._chars = 0
         topic._ring.clear()
         topic._ring_bytes = 0
         topic.lost = None
@@ -433,6 +450,7 @@ class Topics:
         tid, put = self.journal.new_topic(owner, name, gen := new_gen())
         topic = Topic(owner, name, tid, gen, self._reducer(name), 0, 1)
         topic.birth = put
+        self._absent.discard((owner, name))
         return self._keep(topic)
 
     def loaded(self) -> Iterable[Topic]:
@@ -457,17 +475,21 @@ class Topics:
             reader.ephemeral(topic, event.NAME, body)
 
     def delta(self, topic: Topic, part: int, text: str) -> None:
-        """Add text to an open part: the first of a part at once, later ones at the tick, merged."""
+        """Add text to an open part: the first of a part at once, later ones at the tick, merged; much of it at once."""
+        topic._chars += len(text)
         pieces = topic._deltas.get(part)
-        if pieces is not None:
+        if pieces is None:
+            topic._deltas[part] = [text]
+        else:
             pieces.append(text)
-            return
-        topic._deltas[part] = [text]
-        if part not in topic._opened:
+        if part not in topic._opened or topic._chars > TICK_CHARS:
             topic._opened.add(part)
             tx = self.begin()
             self.flush_deltas(topic, tx)
-            tx.submit()
+            if not tx.empty:
+                tx.submit()
+            return
+        if pieces is not None:
             return
         self._dirty[topic] = None
         if self._timer is None:
@@ -489,6 +511,7 @@ class Topics:
         for part, pieces in topic._deltas.items():
             parts += (part, "".join(pieces))
         topic._deltas.clear()
+        topic._chars = 0
         self._dirty.pop(topic, None)
         if parts and not topic.lost:
             tx.add_deltas(topic, parts)

@@ -120,7 +120,7 @@ async def test_rounds_that_send_very_much_may_cost_otherwise(bench: Any) -> None
     class Tiered(Priced):
         model = Model("m", price=Price(1.0, 1.0, long=LongPrice(100, 10.0, 10.0)))
 
-    scripts = [[Text("x"), UsageChunk(Usage(sent, 0)), Finish("stop")] for sent in (100, 101)]
+    scripts: list[Any] = [[Text("x"), UsageChunk(Usage(sent, 0)), Finish("stop")] for sent in (100, 101)]
     hub = await with_providers(bench, Tiered(*scripts))
     costs = []
     for _ in scripts:

@@ -117,6 +117,16 @@ async def test_a_turn_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyP
         await gate.enter(lambda _: None)
 
 
+async def test_the_longest_wait_that_is_honoured_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "LONGEST_S", 0.3)
+    gate = Gate()
+    for _ in range(2):
+        ticket = await gate.enter(lambda _: None)
+        ticket.limited(0.3)
+    async with asyncio.timeout(1.0):
+        await gate.enter(lambda _: None)
+
+
 async def test_who_is_cancelled_while_waiting_takes_no_turn() -> None:
     gate = Gate()
     tickets = [await gate.enter(lambda _: None) for _ in range(WINDOW)]

@@ -272,14 +272,13 @@ async def test_what_breaks_off_is_kept_as_partial_and_never_done(flavor: FlavorN
 
 @flavors
 async def test_a_retry_drops_what_came_and_says_so(flavor: FlavorName) -> None:
-    async with FakeUpstream(flavor) as up, bench(flavor, dict.fromkeys(BREAKS, up.url)) as b:
-
-        async def ask(name: str) -> Told:
-            up.script(BREAKS[name][0], BREAKS[name][0], say("all of it"))
-            return await b.ask(name, status="done")
-
-        for name in ("fin", "thought", "call"):
-            one = await ask(name)
+    names = ("fin", "thought", "call")
+    async with FakeUpstream(flavor, models=names) as up, bench(flavor, {"a": up.url}) as b:
+        for name in names:
+            up.script(BREAKS[name][0], BREAKS[name][0], say("all of it"), model=name)
+        told = await b.all(lambda name: b.begin(f"a/{name}"), names)
+        for name, one in told.items():
+            await one.ends("done")
             assert one.text == "all of it"
             opened = [d["part"] for d in one.named("part.open")]
             assert [d["part"] for d in one.named("part.drop")] == opened[:-1]
@@ -287,7 +286,8 @@ async def test_a_retry_drops_what_came_and_says_so(flavor: FlavorName) -> None:
             assert [p["text"] for p in one.parts] == ["all of it"]
             assert [w["why"]["kind"] for w in one.waits] == [BREAKS[name][1]] * 2
             assert [d["finish"] for d in one.named("step.close")] == ["stop"]
-            await b.check(one)
+        await b.check(*told.values())
+        b.idle()
 
 
 # --- F25: rubbish ---
