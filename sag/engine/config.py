@@ -6,6 +6,7 @@ kind's struct before anything changes.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -55,8 +56,9 @@ class Patched(Struct):
     at: dict[str, int]
 
 
+@lru_cache(256)
 def defaults(struct: type[Struct]) -> Json:
-    """A struct's defaults, members that default to None left out."""
+    """A struct's defaults, members that default to None left out; not to be changed."""
     values = msgspec.structs.asdict(struct())
     return {k: msgspec.to_builtins(v) for k, v in values.items() if v is not None}
 

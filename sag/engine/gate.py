@@ -32,7 +32,7 @@ class Ticket:
         """The server has begun to answer."""
         if not self._left:
             self._left = True
-            self._gate._answer()
+            self._gate._answer(self._period)
 
     def limited(self, after_s: float | None) -> None:
         """The server refuses for now, and says for how long, or does not."""
@@ -67,7 +67,7 @@ class Gate:
         self._period_s = 0.0
         self._period_ends = 0.0
         self._quota: int | None = None
-        self._begun = self._answers = self._calm = 0
+        self._begun = self._answers = self._calm = self._proven = 0
 
     async def enter(self, tell: Callable[[float | None], None], *, again: bool = False) -> Ticket:
         """Wait for one's turn.
@@ -85,20 +85,22 @@ class Gate:
         if not self._waiting and self._blocked_s() is None:
             return self._begin()
         turn: asyncio.Future[None] = self._loop.create_future()
-        patience_s = LONGEST_S + max(0.0, self._opens - self._loop.time())
         self._waiting.appendleft(turn) if again else self._waiting.append(turn)
+        began = self._loop.time()
         try:
             blocked_s = self._pump()
             if not turn.done():
                 tell(blocked_s if blocked_s is not None and math.isfinite(blocked_s) else None)
-            async with asyncio.timeout(patience_s):
-                await turn
-        except TimeoutError:
-            if not _is_through(turn):
-                text = f"So many calls wait for this model that the turn did not come within {patience_s:.0f} s."
-                raise ProviderError("provider.rate_limit", text, retry=False) from None
+            while not turn.done():
+                # What the server asks for meanwhile is waited for besides, but not time and again.
+                ends = min(max(began, self._opens), began + 2 * LONGEST_S) + LONGEST_S
+                if (left_s := ends - self._loop.time()) <= 0:
+                    text = f"So many calls wait for this model that the turn did not come within {ends - began:.0f} s."
+                    raise ProviderError("provider.rate_limit", text, retry=False)
+                await asyncio.wait({turn}, timeout=left_s)
+            turn.result()
         except BaseException:
-            if _is_through(turn):  # in the same moment
+            if turn.done() and turn.exception() is None:  # let through in the same moment
                 self._leave()
             raise
         finally:
@@ -158,10 +160,15 @@ class Gate:
                 turn.set_result(None)
         return None
 
-    def _answer(self) -> None:
+    def _answer(self, period: int) -> None:
         self._out -= 1
-        self._strikes = 0
-        self._answers += 1
+        if period == self._period:
+            self._strikes = 0
+            self._answers += 1
+        elif self._quota is not None and period == self._period - 1:
+            # A refusal is quicker than an answer, so most answers of the span before come after it.
+            self._proven += 1
+            self._quota = max(self._quota, self._proven)
         self._window = min(self._window + 1, 4096)
         self._pump()
 
@@ -174,6 +181,7 @@ class Gate:
         if period == self._period:  # the first refusal since the gate opened; the others went out before it came
             self._period += 1
             self._strikes += 1
+            self._proven = self._answers
             self._quota = max(1, self._answers)
             self._window = max(1, min(self._window, self._answers))
             self._calm = self._begun = self._answers = 0
@@ -263,10 +271,6 @@ class Gates:
         if breaker is None:
             breaker = self._breakers[provider] = Breaker()
         return breaker
-
-
-def _is_through(turn: asyncio.Future[None]) -> bool:
-    return turn.done() and not turn.cancelled() and turn.exception() is None
 
 
 def _words(seconds: float) -> str:

@@ -53,6 +53,7 @@ class Models:
         self._named = named.strip().lower()
         self._refusals: dict[str, ProviderError] = {}
         self._known: dict[str, Model] = {}
+        self._default: str | None = None
         self._version = -1
 
     def all(self) -> Iterator[tuple[str, Provider, Model]]:
@@ -79,6 +80,14 @@ class Models:
             for model in self._extensions.models(provider):
                 name = f"{provider.name}/{model.id}"
                 self._known[name] = self._override(name, model)
+        # Every run asks for it, and some vendors list hundreds.
+        ranked = [
+            (2 if model.demo else 0 if model.default else 1, name)
+            for name, model in self._known.items()
+            if self._named in ("", name.partition("/")[0])
+        ]
+        best = min((rank for rank, _ in ranked), default=None)
+        self._default = next((name for rank, name in ranked if rank == best), None)
 
     def _find_override(self, name: str) -> ModelOverride | None:
         if found := self._exact.get(name):
@@ -97,13 +106,8 @@ class Models:
 
     def default(self) -> str | None:
         """The model of runs that name none: one that is called the default, else the first that is no demo."""
-        ranked = [
-            (2 if m.demo else 0 if m.default else 1, name)
-            for name, provider, m in self.all()
-            if self._named in ("", provider.name)
-        ]
-        best = min((rank for rank, _ in ranked), default=None)
-        return next((name for rank, name in ranked if rank == best), None)
+        self._index()
+        return self._default
 
     def resolve(self, name: str | None) -> tuple[str, Provider, str]:
         """A model by its full name: that name, its provider, the vendor's name.

@@ -122,6 +122,7 @@ class Run:
         self._topic = home.topic
         self._model_call: asyncio.Task[Step] | None = None
         self._restart = False
+        self._config: tuple[tuple[int, bool], Any] | None = None  # and the revision that it is of
         self.writer: PartWriter | None = None
         self._failed: set[str] = set()  # models
         self._active = 0
@@ -147,7 +148,11 @@ class Run:
 
     def config(self) -> Any:
         """The config in force as the kind's struct. A step reads it once, at its start."""
-        return validate(self.effective(), self.kind.config)
+        object = self.object
+        of = (object["rev"], object.get("base") is not None)
+        if self._config is None or self._config[0] != of:
+            self._config = (of, validate(self.effective(), self.kind.config))
+        return self._config[1]
 
     def messages(self) -> list[Json]:
         """The run's own messages, in order."""

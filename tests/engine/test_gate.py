@@ -120,11 +120,29 @@ async def test_a_turn_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyP
 async def test_the_longest_wait_that_is_honoured_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "LONGEST_S", 0.3)
     gate = Gate()
-    for _ in range(2):
-        ticket = await gate.enter(lambda _: None)
+    tickets = [await gate.enter(lambda _: None) for _ in range(WINDOW)]
+    waiting = asyncio.ensure_future(gate.enter(lambda _: None))
+    await asyncio.sleep(0.1)
+    for ticket in tickets:
         ticket.limited(0.3)
     async with asyncio.timeout(1.0):
-        await gate.enter(lambda _: None)
+        await waiting
+
+
+async def test_no_more_than_three_minutes_are_waited_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "LONGEST_S", 0.1)
+    gate = Gate()
+    ticket = await gate.enter(lambda _: None)
+    ticket.limited(0.1)
+    began = gate._loop.time()
+    waiting = asyncio.ensure_future(gate.enter(lambda _: None))
+    while not waiting.done():
+        await asyncio.sleep(0.02)
+        ticket.limited(0.1)
+        assert gate._loop.time() - began < 1.0
+    assert isinstance(waiting.exception(), ProviderError)
+    assert gate._loop.time() - began >= 0.3
+    assert (gate._out, len(gate._waiting)) == (0, 0)
 
 
 async def test_who_is_cancelled_while_waiting_takes_no_turn() -> None:
