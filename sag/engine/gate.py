@@ -14,7 +14,7 @@ from collections.abc import Callable
 from sag.hooks.provider import ProviderError
 
 LONGEST_S = 60.0
-WINDOW = 24
+WINDOW = 16
 CALM = 4
 BREAK_AFTER = 5
 BREAK_S = (1.0, 30.0)
@@ -51,14 +51,16 @@ class Gate:
 
     As long as nothing is refused, so many calls may be unanswered at a time as were answered before, `WINDOW` at first;
     the answers set the pace, as in TCP. When one is refused, all wait as long as the server asks; after that no more
-    go out in each such span than were answered in the last, and half as many more each time while that goes well.
+    go out in each such span than were answered in the last, and a quarter more each time while that goes well. With
+    that a server gets at most one and a half times the calls that it allows (reliability F27), the first rush included.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._window = WINDOW
         self._out = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[Ticket]] = deque()
+        self._returning: deque[asyncio.Future[Ticket]] = deque()  # were refused, and go first
         self._timer: asyncio.TimerHandle | None = None
         self._opens = 0.0
         self._strikes = 0
@@ -67,7 +69,7 @@ class Gate:
         self._period_s = 0.0
         self._period_ends = 0.0
         self._quota: int | None = None
-        self._begun = self._answers = self._calm = self._proven = 0
+        self._begun = self._answers = self._calm = self._proven = self._grown = 0
 
     async def enter(self, tell: Callable[[float | None], None], *, again: bool = False) -> Ticket:
         """Wait for one's turn.
@@ -82,10 +84,11 @@ class Gate:
         """
         if self._refused is not None and self._loop.time() < self._opens:
             raise self._refuse(*self._refused)
-        if not self._waiting and self._blocked_s() is None:
+        if not self._returning and not self._waiting and self._blocked_s() is None:
             return self._begin()
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.appendleft(turn) if again else self._waiting.append(turn)
+        turn: asyncio.Future[Ticket] = self._loop.create_future()
+        line = self._returning if again else self._waiting
+        line.append(turn)
         began = self._loop.time()
         try:
             blocked_s = self._pump()
@@ -98,23 +101,22 @@ class Gate:
                     text = f"So many calls wait for this model that the turn did not come within {ends - began:.0f} s."
                     raise ProviderError("provider.rate_limit", text, retry=False)
                 await asyncio.wait({turn}, timeout=left_s)
-            turn.result()
+            return turn.result()
         except BaseException:
             if turn.done() and turn.exception() is None:  # let through in the same moment
-                self._leave()
+                turn.result().leave()
             raise
         finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if turn in line:
+                line.remove(turn)
                 self._pump()
-        return Ticket(self, self._period)
 
     @property
     def idle(self) -> bool:
         """Whether it holds nothing worth keeping."""
         now = self._loop.time()
         calm = self._quota is None or now > self._period_ends + CALM * self._period_s
-        return not self._out and not self._waiting and calm and self._opens < now
+        return not self._out and not self._returning and not self._waiting and calm and self._opens < now
 
     def _begin(self) -> Ticket:
         self._out += 1
@@ -137,15 +139,15 @@ class Gate:
         assert self._quota is not None
         self._calm += 1
         if self._begun >= self._quota:
-            self._quota = math.ceil(self._quota * 1.5)
+            self._quota += max(1, self._quota // 4)
         elif self._calm >= CALM:
-            self._quota = None
+            self._quota, self._period_s = None, 0.0
         self._period_ends = now + self._period_s
         self._begun = self._answers = 0
 
     def _pump(self) -> float | None:
         """Let through who may go."""
-        while self._waiting:
+        while line := self._returning or self._waiting:
             blocked_s = self._blocked_s()
             if blocked_s is not None:
                 if self._timer is not None:
@@ -154,10 +156,9 @@ class Gate:
                 if math.isfinite(blocked_s):
                     self._timer = self._loop.call_later(blocked_s + 0.001, self._pump)
                 return blocked_s
-            turn = self._waiting.popleft()
+            turn = line.popleft()
             if not turn.done():
-                self._begin()
-                turn.set_result(None)
+                turn.set_result(self._begin())
         return None
 
     def _answer(self, period: int) -> None:
@@ -169,7 +170,8 @@ class Gate:
             # A refusal is quicker than an answer, so most answers of the span before come after it.
             self._proven += 1
             self._quota = max(self._quota, self._proven)
-        self._window = min(self._window + 1, 4096)
+        self._grown += 1
+        self._window = min(max(self._window, self._grown), 4096)
         self._pump()
 
     def _leave(self) -> None:
@@ -181,20 +183,23 @@ class Gate:
         if period == self._period:  # the first refusal since the gate opened; the others went out before it came
             self._period += 1
             self._strikes += 1
-            self._proven = self._answers
-            self._quota = max(1, self._answers)
-            self._window = max(1, min(self._window, self._answers))
-            self._calm = self._begun = self._answers = 0
+            if self._answers or self._quota is None:  # else it is not open yet, which says nothing of how much it takes
+                self._proven = self._answers
+                self._quota = max(1, self._answers)
+            # Where it does not say when it opens, one call at a time finds that out.
+            self._window = 1 if after_s is None else max(1, min(self._window, self._answers))
+            self._calm = self._begun = self._answers = self._grown = 0
         wait_s = min(8.0, 0.25 * 2.0**self._strikes) if after_s is None else after_s
         if wait_s > LONGEST_S:
             self._refused = f"The model's server asks to wait for {_words(wait_s)}.", now + wait_s
             wait_s = LONGEST_S
-            for turn in self._waiting:
-                if not turn.done():
-                    turn.set_exception(self._refuse(*self._refused))
-            self._waiting.clear()
+            for line in (self._returning, self._waiting):
+                for turn in line:
+                    if not turn.done():
+                        turn.set_exception(self._refuse(*self._refused))
+                line.clear()
         self._opens = max(self._opens, now + wait_s * random.uniform(1.0, 1.1))
-        self._period_s = max(0.5, wait_s)
+        self._period_s = max(0.5, wait_s, self._period_s)  # what is told is the rest of the server's span
         self._period_ends = self._opens + self._period_s
 
     def _refuse(self, text: str, until: float) -> ProviderError:

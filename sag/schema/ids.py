@@ -6,16 +6,9 @@ import secrets
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _last_ms = 0
 _random = b""
-
-
-def _base32(number: int, length: int) -> str:
-    out = []
-    for _ in range(length):
-        out.append(_ALPHABET[number & 31])
-        number >>= 5
-    return "".join(reversed(out))
 
 
 def new_id(prefix: str) -> str:
@@ -25,7 +18,10 @@ def new_id(prefix: str) -> str:
     if not _random:
         _random = secrets.token_bytes(1024)  # asking the kernel gives the interpreter's lock away each time
     number, _random = int.from_bytes(_random[:4], "big"), _random[4:]
-    return prefix + _base32(_last_ms, 9) + _base32(number, 6)
+    ms, pairs = _last_ms, _PAIRS
+    time_of = _ALPHABET[ms >> 40 & 31] + pairs[ms >> 30 & 1023] + pairs[ms >> 20 & 1023]
+    time_of += pairs[ms >> 10 & 1023] + pairs[ms & 1023]
+    return prefix + time_of + pairs[number >> 20 & 1023] + pairs[number >> 10 & 1023] + pairs[number & 1023]
 
 
 def new_gen() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -11,11 +11,15 @@ from sag.store.usage import step_row
 from sag.topics.journal import Drop, Put
 from sag.topics.topic import Topic
 
+_SHOWN = frozenset({"conv", "run.open", "run", "run.close", "ask.open", "ask.close", "step.close"})
 
-def project(topic: Topic, name: str, d: Any, ts: int) -> Iterator[Put | Drop]:
+
+def project(topic: Topic, name: str, d: Any, ts: int) -> Iterable[Put | Drop]:
     """The rows that an event changes. The topic's state is that after the event."""
-    if not topic.name.startswith("conv:"):
-        return
+    return _rows(topic, name, d, ts) if name in _SHOWN and topic.name.startswith("conv:") else ()
+
+
+def _rows(topic: Topic, name: str, d: Any, ts: int) -> Iterator[Put | Drop]:
     id = topic.name[5:]
     if name in ("conv", "run.open", "run.close"):
         conv = topic.state["conv"]

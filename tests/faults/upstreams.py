@@ -123,7 +123,7 @@ class Bench:
     def idle(self) -> None:
         """Nobody holds a place in a limiter, and none waits there."""
         for gate in self.hub.app.engine.gates._gates.values():
-            assert (gate._out, len(gate._waiting)) == (0, 0)
+            assert (gate._out, len(gate._waiting), len(gate._returning)) == (0, 0, 0)
 
 
 @contextlib.asynccontextmanager
