@@ -439,6 +439,15 @@ export interface LimitsTold {
   topics: number;
 }
 
+/** What all tokens of a round cost where more than `above` are sent; the other members are those of `Price`. */
+export interface LongPrice {
+  above: number;
+  input: number;
+  output: number;
+  cached?: number;
+  cache_write?: number;
+}
+
 /** A user's message with its parts, or the beginning of an assistant's with none. */
 export interface MessageAdd {
   msg: string;
@@ -675,6 +684,8 @@ export interface Price {
   cached?: number;
   /** Tokens sent that the vendor keeps for later; like `input` where it is left out. */
   cache_write?: number;
+  /** The price of rounds that send very much, where that is another. */
+  long?: LongPrice;
 }
 
 /** Names of what a plugin brings; `topics` holds its family, if it has one. */
