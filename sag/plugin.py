@@ -42,7 +42,7 @@ from sag.hooks.provider import (
     text_message,
 )
 from sag.hooks.spec import hookimpl
-from sag.hooks.streams import SseEvents, load_json, read_wait, to_unicode
+from sag.hooks.streams import SseDecoder, SseEvents, load_json, read_wait, to_unicode
 from sag.hooks.tool import Tool, ToolContext, ToolError, tool
 from sag.ops.dispatch import Call, User
 from sag.ops.operation import Change, Params, operation
@@ -85,6 +85,7 @@ __all__ = [
     "RunKind",
     "RunLimit",
     "Secret",
+    "SseDecoder",
     "SseEvents",
     "Step",
     "StreamProvider",

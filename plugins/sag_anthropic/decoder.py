@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +22,7 @@ from sag.plugin import (
     ProviderError,
     Reasoning,
     Replay,
-    SseEvents,
+    SseDecoder,
     Text,
     Usage,
     UsageChunk,
@@ -102,7 +102,7 @@ class _Block:
         self.signature = ""
 
 
-class MessagesDecoder:
+class MessagesDecoder(SseDecoder):
     """The decoder of one answer (`sag.plugin.Decoder`).
 
     Args:
@@ -110,7 +110,7 @@ class MessagesDecoder:
     """
 
     def __init__(self, limit: int = 1 << 20) -> None:
-        self._events = SseEvents(limit)
+        super().__init__(limit)
         self._blocks: dict[int, _Block] = {}
         self._ids: set[str] = set()
         self._calls = 0
@@ -119,62 +119,12 @@ class MessagesDecoder:
         self._untold = False
         self._reason = ""
         self._explanation = ""
-        self._failure: ProviderError | None = None
-        self._seen = False
-        self._done = False
 
-    def feed(self, data: bytes) -> Sequence[Chunk]:
-        """The chunks that are complete now.
-
-        Raises:
-            ProviderError: provider.protocol, or what an error within the stream stands for.
-        """
-        if self._failure is not None:
-            raise self._failure
-        if not data:
-            return ()
-        out: list[Chunk] = []
-        events = self._events.feed(data)
-        try:
-            for lines in events:
-                self._take(lines[0] if len(lines) == 1 else b"\n".join(lines), lines, out)
-            if self._events.stray is not None:
-                self._check_stray(self._events.stray)
-        except ProviderError as e:
-            if not out:
-                raise
-            # What came before the error counts, however the two were cut; the error follows with the next call.
-            self._failure = e
-        return out
-
-    def finish(self) -> Sequence[Chunk]:
-        """What remains at the end of the body.
-
-        Raises:
-            ProviderError: provider.truncated without `message_stop`, provider.protocol if nothing that came was an
-                event.
-        """
-        if self._failure is not None:
-            raise self._failure
-        out: list[Chunk] = []
-        try:
-            for lines in self._events.finish():
-                self._take(b"\n".join(lines), lines, out)
-        except ProviderError as e:
-            # What was cut in the middle of an event is no JSON, but cut.
-            if e.kind != "provider.protocol":
-                raise
-        if not self._done:
-            stray = self._events.stray
-            if stray is not None:
-                self._check_stray(stray)
-                if not self._seen:
-                    raise ProviderError("provider.protocol", "The model's server answers with no event stream.")
-            raise ProviderError("provider.truncated", "The model's answer ended without its end mark.")
-        return out
+    def _name(self, given: Any) -> ProviderError:
+        return name_failure(given)
 
     def _take(self, data: bytes, lines: list[bytes], out: list[Chunk]) -> None:
-        if self._done:
+        if self._finished:
             return
         try:
             event = _decode(data)
@@ -183,12 +133,8 @@ class MessagesDecoder:
                 return
             read = _read_leniently(data)
             if read is None:
-                if len(lines) > 1:
-                    # A server that forgets blank lines.
-                    for line in lines:
-                        self._take(line, [line], out)
-                    return
-                raise ProviderError("provider.protocol", "The model's server sends data that is no JSON.") from None
+                self._take_lines(lines, out)
+                return
             event = read
         self._seen = True
         before = len(out)
@@ -302,20 +248,13 @@ class MessagesDecoder:
     def _end(self, out: list[Chunk]) -> None:
         for index in sorted(self._blocks):
             self._close(index, out)
-        self._done = True
+        self._finished = True
         reason = _REASONS.get(self._reason, "tools" if self._calls else "stop")
         if reason == "tools" and not self._calls:
             reason = "stop"
         if reason == "refused" and not self._spoke and self._explanation:
             out.append(Text(self._explanation))
         out.append(Finish(reason))
-
-    def _check_stray(self, line: bytes) -> None:
-        # Some proxies put their error's JSON into the stream as it is.
-        if line.startswith(b"{"):
-            body = load_json(line)
-            if isinstance(body, dict) and body.get("error"):
-                raise name_failure(body)
 
 
 def _read_leniently(data: bytes) -> _Event | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -23,7 +22,7 @@ from sag.plugin import (
     ProviderError,
     Reasoning,
     Replay,
-    SseEvents,
+    SseDecoder,
     Text,
     Usage,
     UsageChunk,
@@ -45,7 +44,6 @@ _REASONS: dict[str, Reason] = {
 }
 _TEXTS = ("content", "reasoning", "reasoning_content")
 _PROBE = "5d1c9a7e"
-_LESSONS = 4  # events that are learnt from without a gain, as where each has something of its own
 _BROKEN = ("error", "abort")  # OpenRouter and vLLM give these as reasons
 
 
@@ -111,8 +109,8 @@ class _Chunk(Struct, gc=False):
 _decode: Callable[[bytes], _Chunk] = msgspec.json.Decoder(_Chunk).decode
 
 
-class StreamDecoder(ABC):
-    """What the decoders of both of OpenAI's interfaces have in common (`sag.plugin.Decoder`).
+class StreamDecoder(SseDecoder):
+    """What the decoders of both of OpenAI's interfaces have in common.
 
     Args:
         secret: The key, which is blotted out of the vendor's words.
@@ -120,92 +118,11 @@ class StreamDecoder(ABC):
     """
 
     def __init__(self, secret: str = "", limit: int = 1 << 20) -> None:
-        self._events = SseEvents(limit)
+        super().__init__(limit)
         self._secret = secret
-        self._failure: ProviderError | None = None
-        self._finished = self._done = False
-        self._seen = False
-        self._skimmed: type[Text] | type[Reasoning] = Text
-        self._known = b"\n"
-        self._lessons = _LESSONS
 
-    def feed(self, data: bytes) -> Sequence[Chunk]:
-        """The chunks that are complete now.
-
-        Raises:
-            ProviderError: provider.protocol, or what an error within the stream stands for.
-        """
-        if self._failure is not None:
-            raise self._failure
-        if not data:
-            return ()
-        out: list[Chunk] = []
-        try:
-            # What is learnt from the first events of a read holds for the others already.
-            for last in (False, False, True):
-                if not self._finished and not self._done:
-                    text, data = self._events.skim(data)
-                    if text:
-                        out.append(self._skimmed(text))
-                        self._lessons = _LESSONS
-                if not data:
-                    break
-                end = 0 if last else data.find(b"\n\n") + 2
-                first, data = (data[:end], data[end:]) if end > 1 else (data, b"")
-                for lines in self._events.feed(first):
-                    self._take(lines[0] if len(lines) == 1 else b"\n".join(lines), lines, out)
-            if self._events.stray is not None:
-                self._check_stray(self._events.stray)
-        except ProviderError as e:
-            if not out:
-                raise
-            # What came before the error counts, however the two were cut; the error follows with the next call.
-            self._failure = e
-        return out
-
-    def finish(self) -> Sequence[Chunk]:
-        """What remains at the end of the body.
-
-        Raises:
-            ProviderError: provider.truncated without the end mark, provider.protocol if nothing that came was an event.
-        """
-        if self._failure is not None:
-            raise self._failure
-        out: list[Chunk] = []
-        try:
-            for lines in self._events.finish():
-                self._take(b"\n".join(lines), lines, out)
-        except ProviderError as e:
-            # What was cut in the middle of an event is no JSON, but cut.
-            if e.kind != "provider.protocol":
-                raise
-        if not self._finished:
-            stray = self._events.stray
-            if stray is not None:
-                self._check_stray(stray)
-                if not self._seen:
-                    raise ProviderError("provider.protocol", "The model's server answers with no event stream.")
-            raise ProviderError("provider.truncated", "The model's answer ended without its end mark.")
-        return out
-
-    @abstractmethod
-    def _take(self, data: bytes, lines: list[bytes], out: list[Chunk]) -> None:
-        """Decode one event: its data, and the lines that it came in."""
-
-    def _take_lines(self, lines: list[bytes], out: list[Chunk]) -> None:
-        """An event whose data is no JSON: of a server that forgets blank lines, or of none."""
-        if len(lines) > 1:
-            for line in lines:
-                self._take(line, [line], out)
-        elif not self._finished:
-            raise ProviderError("provider.protocol", "The model's server sends data that is no JSON.")
-
-    def _check_stray(self, line: bytes) -> None:
-        # Some proxies put their error's JSON into the stream as it is.
-        if line.startswith(b"{"):
-            body = load_json(line)
-            if isinstance(body, dict) and body.get("error"):
-                raise name_failure(body, self._secret)
+    def _name(self, given: Any) -> ProviderError:
+        return name_failure(given, self._secret)
 
 
 class ChatDecoder(StreamDecoder):
@@ -223,6 +140,7 @@ class ChatDecoder(StreamDecoder):
         self._ids: list[str] = []
         self._filled: list[bool] = []
         self._router = router
+        self._known = b"\n"
         if router:
             self._lessons = 0  # what is to be replayed comes before the text that follows it
         self._details: list[Json] = []

@@ -470,7 +470,11 @@ class _HttpRound(_Round):
             self._end(ProviderError("provider.protocol", refusal.text))
             return
         try:
-            self._end(self._provider.error(refusal.status, refusal.headers, body))
+            failure: object = self._provider.error(refusal.status, refusal.headers, body)
+            # What is no error would end the round as if it had been answered.
+            self._end(
+                failure if isinstance(failure, Fault) else _undecodable(TypeError(f"an error that is {failure!r}"))
+            )
         except Exception as e:
             self._end(_undecodable(e))
 

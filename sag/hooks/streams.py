@@ -9,15 +9,17 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
 
-from sag.hooks.provider import ProviderError
+from sag.hooks.provider import Chunk, ProviderError, Reasoning, Text
 
 LINE = 1 << 20
+LESSONS = 4  # events that are learnt from without a gain, as where each has something of its own
 SKIMMED = 4096  # bytes of an event that is cut by a read which are put together again to be skimmed
 LONGEST_S = 86_400.0
 _decode_texts = msgspec.json.Decoder(list[str]).decode
@@ -157,6 +159,107 @@ class SseEvents:
             elif line[:1] != b":" and not line.startswith((b"event", b"id", b"retry")) and self.stray is None:
                 self.stray = line[:4096]
         return events
+
+
+class SseDecoder(ABC):
+    """What decoders of server-sent events have in common (`Decoder`): a subclass says what one event means.
+
+    It sets `_seen` with the first event that it knows, `_finished` with the end mark, and `_done` where nothing that
+    follows counts. With `_skimmed` and `SseEvents.learn` it may have events of mere text read all at once.
+
+    Args:
+        limit: The most bytes of one line and of one event.
+    """
+
+    def __init__(self, limit: int = LINE) -> None:
+        self._events = SseEvents(limit)
+        self._failure: ProviderError | None = None
+        self._finished = self._done = False
+        self._seen = False
+        self._skimmed: type[Text] | type[Reasoning] = Text
+        self._lessons = LESSONS
+
+    def feed(self, data: bytes) -> Sequence[Chunk]:
+        """The chunks that are complete now.
+
+        Raises:
+            ProviderError: provider.protocol, or what an error within the stream stands for.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if not data:
+            return ()
+        out: list[Chunk] = []
+        try:
+            # What is learnt from the first events of a read holds for the others already.
+            for last in (False, False, True):
+                if not self._finished and not self._done:
+                    text, data = self._events.skim(data)
+                    if text:
+                        out.append(self._skimmed(text))
+                        self._lessons = LESSONS
+                if not data:
+                    break
+                end = 0 if last else data.find(b"\n\n") + 2
+                first, data = (data[:end], data[end:]) if end > 1 else (data, b"")
+                for lines in self._events.feed(first):
+                    self._take(lines[0] if len(lines) == 1 else b"\n".join(lines), lines, out)
+            if self._events.stray is not None:
+                self._check_stray(self._events.stray)
+        except ProviderError as e:
+            if not out:
+                raise
+            # What came before the error counts, however the two were cut; the error follows with the next call.
+            self._failure = e
+        return out
+
+    def finish(self) -> Sequence[Chunk]:
+        """What remains at the end of the body.
+
+        Raises:
+            ProviderError: provider.truncated without the end mark, provider.protocol if nothing that came was an event.
+        """
+        if self._failure is not None:
+            raise self._failure
+        out: list[Chunk] = []
+        try:
+            for lines in self._events.finish():
+                self._take(b"\n".join(lines), lines, out)
+        except ProviderError as e:
+            # What was cut in the middle of an event is no JSON, but cut.
+            if e.kind != "provider.protocol":
+                raise
+        if not self._finished:
+            stray = self._events.stray
+            if stray is not None:
+                self._check_stray(stray)
+                if not self._seen:
+                    raise ProviderError("provider.protocol", "The model's server answers with no event stream.")
+            raise ProviderError("provider.truncated", "The model's answer ended without its end mark.")
+        return out
+
+    @abstractmethod
+    def _take(self, data: bytes, lines: list[bytes], out: list[Chunk]) -> None:
+        """Decode one event: its data, and the lines that it came in."""
+
+    @abstractmethod
+    def _name(self, given: Any) -> ProviderError:
+        """The error that JSON with an `error` stands for."""
+
+    def _take_lines(self, lines: list[bytes], out: list[Chunk]) -> None:
+        """An event whose data is no JSON: of a server that forgets blank lines, or of none."""
+        if len(lines) > 1:
+            for line in lines:
+                self._take(line, [line], out)
+        elif not self._finished:
+            raise ProviderError("provider.protocol", "The model's server sends data that is no JSON.")
+
+    def _check_stray(self, line: bytes) -> None:
+        # Some proxies put their error's JSON into the stream as it is.
+        if line.startswith(b"{"):
+            body = load_json(line)
+            if isinstance(body, dict) and body.get("error"):
+                raise self._name(body)
 
 
 def _join(texts: list[bytes]) -> str | None:

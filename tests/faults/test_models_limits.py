@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -137,7 +138,7 @@ class Limited:
 async def test_fifty_runs_do_not_stampede(flavor: FlavorName, tells: bool) -> None:
     vendor = Limited(10, 0.8, lambda left_s: {"retry-after-ms": f"{left_s * 1000:.0f}"} if tells else SILENT)
     async with FakeUpstream(flavor, answer=vendor) as up, bench(flavor, {"a": up.url}) as b:
-        told = [await b.begin("a", f"say {n}") for n in range(50)]
+        told = await asyncio.gather(*(b.begin("a", f"say {n}") for n in range(50)))
         for one in told:
             await one.ends("done", 40)
         calls = sum(vendor.spans.values())

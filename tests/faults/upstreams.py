@@ -23,7 +23,7 @@ FLAVORS: tuple[FlavorName, ...] = ("openai", "anthropic")
 BRIEF: Json = {"first_token_s": 0.4, "gap_s": 0.4, "retries": 0}
 
 
-def tables(flavor: str, urls: Mapping[str, str], **members: Any) -> dict[str, Json]:
+def tables(flavor: str, urls: Mapping[str, str], members: Json) -> dict[str, Json]:
     """Tables of plugins.toml: providers of a flavor by name, each with the model `fake`."""
     kind: Json = {"flavor": "compatible"} if flavor == "openai" else {"api_key": "k"}
     return {
@@ -130,7 +130,7 @@ class Bench:
 async def bench(flavor: str, urls: Mapping[str, str], **given: Any) -> AsyncIterator[Bench]:
     """A hub with providers of a flavor, by name and base URL; `given` goes to `running_hub`."""
     members = given.pop("members", {})
-    async with running_hub(tables=tables(flavor, urls, **members), **given) as hub, Client(hub.url) as client:
+    async with running_hub(tables=tables(flavor, urls, members), **given) as hub, Client(hub.url) as client:
         yield Bench(hub, client)
 
 
