@@ -110,6 +110,16 @@ class Budget(BudgetLimits):
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
+class LongPriceOverride(Struct, forbid_unknown_fields=True):
+    """What a round's tokens cost where more than `above` are sent."""
+
+    above: Annotated[int, Meta(ge=1)]
+    input: Dollars
+    output: Dollars
+    cached: Dollars | None = None
+    cache_write: Dollars | None = None
+
+
 class PriceOverride(Struct, forbid_unknown_fields=True):
     """What a model's tokens cost, in US dollars per million; `sag.hooks.provider.Price` explains the members."""
 
@@ -117,6 +127,7 @@ class PriceOverride(Struct, forbid_unknown_fields=True):
     output: Dollars
     cached: Dollars | None = None
     cache_write: Dollars | None = None
+    long: LongPriceOverride | None = None
 
 
 class ModelOverride(Struct, forbid_unknown_fields=True):

@@ -101,7 +101,7 @@ class Models:
             return model
         members = {k: v for k, v in msgspec.structs.asdict(given).items() if v is not None}
         if given.price is not None:
-            members["price"] = Price(**msgspec.structs.asdict(given.price))
+            members["price"] = msgspec.convert(msgspec.to_builtins(given.price), Price)
         return msgspec.structs.replace(model, **members)
 
     def default(self) -> str | None:

@@ -129,6 +129,18 @@ async def test_rounds_that_send_very_much_may_cost_otherwise(bench: Any) -> None
     assert costs == [pytest.approx(0.0001), pytest.approx(0.00101)]
 
 
+async def test_attempts_are_priced_each_by_itself(bench: Any) -> None:
+    class Tiered(Priced):
+        model = Model("m", price=Price(1.0, 1.0, long=LongPrice(100, 10.0, 10.0)))
+
+    cut: list[Any] = [Text("x"), UsageChunk(Usage(60, 0)), *fail("provider.truncated", after_s=0.01)]
+    told: list[Any] = [Text("y"), UsageChunk(Usage(60, 0, cost_usd=0.5)), Finish("stop")]
+    hub = await with_providers(bench, Tiered(cut, cut, told))
+    started = await hub.start("go", config={"model": "script/m"})
+    usage = (await hub.end(started))["runs"][started["run"]]["usage"]
+    assert usage == {"input": 180, "output": 0, "cost_usd": pytest.approx(0.5 + 2 * 0.00006)}
+
+
 async def test_prices_of_plugins_toml_win(bench: Any) -> None:
     hub = await with_providers(bench, Priced(say("y")))
     hub.app.models._patterns["script/"] = ModelOverride(price=PriceOverride(1000.0, 0.0))

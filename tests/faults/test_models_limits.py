@@ -18,6 +18,7 @@ from sag.testing.upstream import (
     Emit,
     FakeUpstream,
     FlavorName,
+    Raw,
     Request,
     Say,
     Script,
@@ -171,6 +172,27 @@ async def test_each_attempt_is_counted_and_paid_once(flavor: FlavorName, make_hu
             answer = await client.call("usage.get")
             assert answer["total"]["cost_usd"] == usage["cost_usd"], answer
         assert len(up.chats) == 4
+
+
+@flavors
+@pytest.mark.parametrize("figure", ["-1000", "9" * 25, "1e30", "NaN", "1e400", '"7"', "[]"])
+async def test_figures_that_cannot_be_are_bounded(flavor: FlavorName, figure: str) -> None:
+    told = {
+        "openai": '{"choices":[],"usage":{"prompt_tokens":N,"completion_tokens":N,"cost":N}}',
+        "anthropic": '{"type":"message_delta","delta":{},"usage":{"input_tokens":N,"output_tokens":N}}',
+    }
+    kind = {"flavor": "openrouter"} if flavor == "openai" else {}
+    async with FakeUpstream(flavor) as up, bench(flavor, {"a": up.url}, members=kind) as b:
+        event = f"data: {told[flavor].replace('N', figure)}\n\n"
+        up.script(Script([Say("x"), Raw(event.encode())], usage=False))
+        one = await b.ask("a", status="done", retries=0)
+        usage, total = one.object["usage"], (await b.client.call("usage.get"))["total"]
+        assert 0 <= usage["input"] <= 10**12
+        assert 0 <= usage["output"] <= 10**12
+        assert usage.get("cost_usd", 0) >= 0
+        assert (usage["input"], usage["output"]) == (total["input"], total["output"])
+        assert usage.get("cost_usd") == total.get("cost_usd")
+        await b.check(one)
 
 
 # --- F28: calls that are wrong ---

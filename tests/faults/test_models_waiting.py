@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from sag.engine import models
@@ -25,30 +26,34 @@ from sag.testing.provider import ScriptedProvider, call
 from sag.testing.provider import say as said
 from sag.testing.upstream import FakeUpstream, FlavorName, Say, Script, fail
 from sag.testing.upstream import call as calling
-from tests.faults.upstreams import FLAVORS, Bench, Told, bench
+from tests.faults.upstreams import FLAVORS, Bench, Told, bench, free_port
 from tests.harness import Client, Hub, until
 
 Json = dict[str, Any]
 flavors = pytest.mark.parametrize("flavor", FLAVORS)
+statuses = pytest.mark.parametrize(("flavor", "status"), [("openai", 429), ("openai", 504), ("anthropic", 504)])
 LIMITS = Limits(topics=300, inflight=300)
 LONG = {"retry-after": "50"}
 
 
-async def waiting(b: Bench, up: FakeUpstream, **config: Any) -> Told:
-    """A run that the server asks to wait for 50 s, half of its answer already told."""
-    up.script(Script([Say("half")], finish="", usage=False, done=False), fail(429, headers=LONG))
-    one = await b.begin("a", **config)
+async def waiting(b: Bench, up: FakeUpstream, status: int = 429) -> Told:
+    """A run that the server asks to wait for 50 s, after it told half of an answer.
+
+    For 429 all wait in the limiter, for 504 the run by itself.
+    """
+    up.script(Script([Say("half")], finish="", usage=False, done=False), fail(status, headers=LONG))
+    one = await b.begin("a")
     await until(lambda: len(one.waits) == 2 and one.object["status"] == "waiting", "the wait")
-    assert one.object["why"]["kind"] == "provider.rate_limit"
+    assert one.object["why"]["kind"] == ("provider.rate_limit" if status == 429 else "provider.timeout")
     assert 49_000 <= one.object["after_ms"] <= 55_000
     return one
 
 
-@flavors
-async def test_a_run_that_waits_can_be_cancelled(flavor: FlavorName) -> None:
+@statuses
+async def test_a_run_that_waits_can_be_cancelled(flavor: FlavorName, status: int) -> None:
     async with FakeUpstream(flavor) as up, bench(flavor, {"a": up.url, "b": up.url}) as b:
-        one = await waiting(b, up)
-        queued = [await b.begin("a") for _ in range(5)]
+        one = await waiting(b, up, status)
+        queued = [await b.begin("a") for _ in range(5 if status == 429 else 0)]
         await until(lambda: all(other.waits for other in queued), "the others wait, too")
         began = time.monotonic()
         for other in (one, *queued):
@@ -65,12 +70,11 @@ async def test_a_run_that_waits_can_be_cancelled(flavor: FlavorName) -> None:
         assert (await b.ask("b", "and?", "done")).text == "and?"
 
 
-@flavors
-@pytest.mark.parametrize("field", ["model", "fallbacks"])
-async def test_a_patch_for_now_takes_a_waiting_run_to_another_model(flavor: FlavorName, field: str) -> None:
+@statuses
+async def test_a_patch_for_now_takes_a_waiting_run_to_another_model(flavor: FlavorName, status: int) -> None:
     async with FakeUpstream(flavor) as up, bench(flavor, {"a": up.url, "b": up.url}) as b:
-        one = await waiting(b, up)
-        patch = {"model": "b/fake"} if field == "model" else {"temperature": 0.5, "model": "b/fake"}
+        one = await waiting(b, up, status)
+        patch = {"model": "b/fake"}
         await b.client.call("config.patch", scope=f"run:{one.id}", patch=patch, apply="now")
         await one.ends("done", 3)
         assert one.text == "hi"
@@ -364,6 +368,15 @@ async def test_one_server_that_hangs_does_not_hide_what_another_keeps_of_an_answ
         assert await client.call("model.generation", id="known") == {"id": "known"}
         assert (await client.refused("model.generation", id="other")).kind == "provider.timeout"
         assert (await client.refused("model.generation", id="other", provider="c")).kind == "generation.unknown"
+
+
+async def test_an_operation_that_needs_a_dead_server_answers_502() -> None:
+    url = {"a": f"http://127.0.0.1:{free_port()}"}
+    async with bench("openai", url, members={"flavor": "openrouter"}) as b:
+        async with httpx.AsyncClient(base_url=b.hub.url, trust_env=False) as http:
+            answer = await http.get("/api/chat/generation/x")
+        assert answer.status_code == 502
+        assert answer.json()["error"]["data"]["kind"] == "provider.unreachable"
 
 
 # --- what is too long ---

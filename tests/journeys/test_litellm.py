@@ -9,6 +9,7 @@ It runs in the environment of `scripts/peers`, or in that of the interpreter tha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -120,7 +121,7 @@ class Roads:
         answers = [message for message in state["messages"] if message["role"] == "assistant"]
         assert [message["model"] for message in answers] == [ROADS[road]] * len(answers)
         usage = [dict(message["usage"]) for message in answers]
-        assert all(("cost_usd" in one) == (road == "anthropic") for one in usage)
+        assert all(("cost_usd" in one) == (road == "anthropic") for one in usage), (road, usage)
         return {
             "events": [entry.name for entry in entries if entry.name != "delta"],
             "text": [[(p["kind"], p.get("name"), p["text"]) for p in m["parts"]] for m in answers],
@@ -149,6 +150,9 @@ async def roads(proxy: tuple[str, int]) -> AsyncIterator[Roads]:
             "openai": {"providers": {"litellm": compatible}},
         }
         hub = await stack.enter_async_context(running_hub(tables=tables, env={}))
+        async with asyncio.timeout(10):
+            while any(hub.app.models.info(name) is None for name in ROADS.values()):
+                await asyncio.sleep(0.01)  # both lists of models are asked for
         yield Roads(up, hub, await stack.enter_async_context(hub.client()))
 
 
