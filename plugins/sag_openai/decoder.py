@@ -44,6 +44,7 @@ _REASONS: dict[str, Reason] = {
 }
 _TEXTS = ("content", "reasoning", "reasoning_content")
 _PROBE = "5d1c9a7e"
+_UNKNOWN = b"\n", b""
 _BROKEN = ("error", "abort")  # OpenRouter and vLLM give these as reasons
 
 
@@ -140,9 +141,8 @@ class ChatDecoder(StreamDecoder):
         self._ids: list[str] = []
         self._filled: list[bool] = []
         self._router = router
-        self._known = b"\n"
-        if router:
-            self._lessons = 0  # what is to be replayed comes before the text that follows it
+        self._known = _UNKNOWN
+        self._member = ""
         self._details: list[Json] = []
         self._refused = False
 
@@ -171,14 +171,16 @@ class ChatDecoder(StreamDecoder):
                     self._take_choice(choice, out)
         if chunk.usage is not None:
             out.append(UsageChunk(_read_usage(chunk.usage, self._router)))
-        if self._lessons and len(lines) == 1 and not data.startswith(self._known):
+        if len(lines) == 1 and not (data.startswith(self._known[0]) and data.endswith(self._known[1])):
             self._learn(data, chunk)
 
     def _learn(self, data: bytes, chunk: _Chunk) -> None:
         """Have events like this one skimmed, if there is nothing in it but text."""
         delta = chunk.choices[0].delta if chunk.choices else None
-        name = next((name for name in _TEXTS if getattr(delta, name, None)), None)
-        if name is None:
+        name = next((name for name in _TEXTS if getattr(delta, name, None)), "")
+        if name and name != self._member:  # thoughts that cannot be skimmed do not count for the text behind them
+            self._member, self._lessons = name, self.LESSONS
+        if not name or not self._lessons:
             return
         self._lessons -= 1
         head, found, foot = data.partition(b'"%b"' % getattr(delta, name).encode())
@@ -193,7 +195,7 @@ class ChatDecoder(StreamDecoder):
             if delta is not None and not choice.index and not choice.finish_reason and getattr(delta, name) == _PROBE:
                 setattr(delta, name, None)
                 if not any(msgspec.structs.astuple(delta)):
-                    self._known = head
+                    self._known = head, foot
                     self._skimmed = Text if name == "content" else Reasoning
                     self._events.learn(b'data:%b"' % head, b'"%b\n\n' % foot)
 
@@ -228,6 +230,8 @@ class ChatDecoder(StreamDecoder):
 
     def _take_details(self, delta: _Delta, out: list[Chunk]) -> None:
         """Keep what is to be sent back; where it alone holds the thoughts, tell them from it."""
+        self._events.forget()  # they are given before any text
+        self._known = _UNKNOWN
         given = lenient.objects(load_json(bytes(delta.reasoning_details)))
         self._details += given
         if not delta.reasoning and not delta.reasoning_content and (text := details.text(given)):

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
@@ -85,8 +86,25 @@ def write_request(request: HttpRequest) -> tuple[Origin, bytes]:
         ProviderError: provider.unreachable where the URL is none of HTTP, provider.protocol for headers that would
             break out of their line.
     """
+    origin, path, given = _locate(request.url)
+    fields = dict(given)
+    for name, value in request.headers.items():
+        if not _TOKEN.fullmatch(name) or _UNPRINTABLE.search(value):
+            raise ProviderError("provider.protocol", "A header of the request cannot be sent.", retry=False)
+        if name.lower() not in _OURS:
+            fields[name.lower()] = (name, value)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.values()])
+    if not _TOKEN.fullmatch(request.method):
+        raise ProviderError("provider.protocol", "The request's method cannot be sent.", retry=False)
+    head = f"{request.method} {path} HTTP/1.1\r\n{lines}Content-Length: {len(request.body)}\r\n\r\n"
+    return origin, head.encode()
+
+
+@lru_cache(64)
+def _locate(address: str) -> tuple[Origin, str, dict[str, tuple[str, str]]]:
+    """Where a URL leads, the path to ask for, and the headers that every request there has."""
     try:
-        url = urlsplit(request.url)
+        url = urlsplit(address)
         host = url.hostname or ""
         if not host.isascii():
             host = host.encode("idna").decode()
@@ -109,16 +127,7 @@ def write_request(request: HttpRequest) -> tuple[Origin, bytes]:
     if url.username is not None:
         login = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
         fields["authorization"] = ("Authorization", f"Basic {base64.b64encode(login).decode()}")
-    for name, value in request.headers.items():
-        if not _TOKEN.fullmatch(name) or _UNPRINTABLE.search(value):
-            raise ProviderError("provider.protocol", "A header of the request cannot be sent.", retry=False)
-        if name.lower() not in _OURS:
-            fields[name.lower()] = (name, value)
-    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.values()])
-    if not _TOKEN.fullmatch(request.method):
-        raise ProviderError("provider.protocol", "The request's method cannot be sent.", retry=False)
-    head = f"{request.method} {path} HTTP/1.1\r\n{lines}Content-Length: {len(request.body)}\r\n\r\n"
-    return origin, head.encode()
+    return origin, path, fields
 
 
 class Connection(asyncio.Protocol):

@@ -19,7 +19,6 @@ import msgspec
 from sag.hooks.provider import Chunk, ProviderError, Reasoning, Text
 
 LINE = 1 << 20
-LESSONS = 4  # events that are learnt from without a gain, as where each has something of its own
 SKIMMED = 4096  # bytes of an event that is cut by a read which are put together again to be skimmed
 LONGEST_S = 86_400.0
 _decode_texts = msgspec.json.Decoder(list[str]).decode
@@ -63,6 +62,10 @@ class SseEvents:
         self._head, self._foot = head, foot
         self._line, self._lines = head.count(b"\n"), head.count(b"\n") + foot.count(b"\n")
         self._slice = slice(len(head) - head.rfind(b"\n") - 1, foot.index(b"\n") * -1)
+
+    def forget(self) -> None:
+        """Have nothing skimmed, until something is learnt again."""
+        self._head = b""
 
     def skim(self, data: bytes) -> tuple[str, bytes]:
         """Take the events that `learn` told of off the data, all at once.
@@ -171,13 +174,15 @@ class SseDecoder(ABC):
         limit: The most bytes of one line and of one event.
     """
 
+    LESSONS = 4  # events of a kind that are learnt from without a gain, as where each has something of its own
+
     def __init__(self, limit: int = LINE) -> None:
         self._events = SseEvents(limit)
         self._failure: ProviderError | None = None
         self._finished = self._done = False
         self._seen = False
         self._skimmed: type[Text] | type[Reasoning] = Text
-        self._lessons = LESSONS
+        self._lessons = self.LESSONS
 
     def feed(self, data: bytes) -> Sequence[Chunk]:
         """The chunks that are complete now.
@@ -197,7 +202,7 @@ class SseDecoder(ABC):
                     text, data = self._events.skim(data)
                     if text:
                         out.append(self._skimmed(text))
-                        self._lessons = LESSONS
+                        self._lessons = self.LESSONS
                 if not data:
                     break
                 end = 0 if last else data.find(b"\n\n") + 2

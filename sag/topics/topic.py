@@ -20,7 +20,7 @@ from sag.schema.events import Event
 from sag.schema.ids import new_gen, now_ms
 from sag.settings import crash_at
 from sag.topics.backlog import Backlog
-from sag.topics.journal import Drop, Journal, Kept, Put, Unit
+from sag.topics.journal import Drop, Journal, Kept, Put, Unit, ignore
 from sag.topics.merge import Entry, encode, frame, join_deltas, tails
 from sag.topics.reducers import FAMILIES, Reducer
 
@@ -307,6 +307,7 @@ class Transaction:
         return self._future
 
     def _done(self, fault: Fault | None) -> None:
+        self._unit.done = ignore  # or the two would hold each other until a garbage collection
         self._topics.backlog.add(-self._size)
         # The future is the caller's alone: one that is cancelled while it waits must not keep the rest from being told.
         future = self._future

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sag.plugin import CallFragment, Chunk, Finish, ProviderError, Reasoning, Text, UsageChunk
+from sag.plugin import CallFragment, Chunk, Finish, ProviderError, Reasoning, Replay, Text, UsageChunk
 from sag_openai.decoder import ChatDecoder
 
 WORDS = st.text(max_size=8) | st.sampled_from(["fake", "content", 'a "quote"', "\\", "\n", "é", "🙂"])
@@ -114,3 +114,28 @@ def test_an_error_behind_text_of_the_same_read_follows_it() -> None:
     assert decoder.feed(content("b") + content("c") + b'data: {"error":{"message":"broke"}}\n\n') == [Text("bc")]
     with pytest.raises(ProviderError, match="broke"):
         decoder.feed(b"")
+
+
+def test_thoughts_to_be_sent_back_come_before_the_text_that_follows_them() -> None:
+    details = [{"type": "reasoning.text", "text": "hm"}]
+    decoder = ChatDecoder(router=True)
+    chunks: list[Chunk] = []
+    thought = event({"content": "", "reasoning_details": details})
+    for data in (content("a") + content("b"), content("c") + thought, content("d") + content("e"), END):
+        chunks += decoder.feed(data)
+    assert joined(chunks) == [Text("abc"), Reasoning("hm"), Replay(details), Text("de"), Finish("stop")]
+
+
+def test_text_is_skimmed_after_many_thoughts_that_cannot_be() -> None:
+    decoder = ChatDecoder(router=True)
+    for i in range(10):
+        decoder.feed(event({"reasoning": f"t{i}", "reasoning_details": [{"type": "reasoning.text", "text": f"t{i}"}]}))
+    decoder.feed(content("a"))
+    assert decoder.feed(content("b") + content("c")) == [Text("bc")]
+
+
+def test_it_is_learnt_anew_when_the_members_around_the_text_change() -> None:
+    decoder = ChatDecoder()
+    for stop in (None, "x"):
+        decoder.feed(content("a", stop=stop))
+        assert decoder.feed(content("b", stop=stop) + content("c", stop=stop)) == [Text("bc")]
