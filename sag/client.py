@@ -375,18 +375,18 @@ class Client:
             self._pending[self._next_id] = _Request(text, asyncio.get_running_loop().create_future(), topic)
             self._out.put_nowait(text)
 
-    def _place(self, topic: Topic, answer: Json) -> None:
+    def _place(self, topic: Topic, answer: Json, *, alone: bool = True) -> None:
         """What the hub says where a topic stands; runs before the next frame is looked at."""
         if error := answer.get("error"):
-            self._not_placed(topic, fault_of(error))
+            self._not_placed(topic, fault_of(error), alone)
             return
         topic.t = answer["t"] if topic.t is None else max(topic.t, answer["t"])
         self._by_t[answer["t"]] = topic
         topic.place(answer)
 
-    def _not_placed(self, topic: Topic, fault: Fault) -> None:
+    def _not_placed(self, topic: Topic, fault: Fault, alone: bool) -> None:
         topic.asking = False
-        if fault.kind == "topic.later":  # it does not fit the answer to hello
+        if fault.kind == "topic.later" and not alone:  # it does not fit in beside the others
             self._subscribe(topic)
         elif fault.retry and topic.placed.done():
             asyncio.get_running_loop().call_later((fault.after_ms or 1000) / 1000, self._subscribe, topic)
@@ -503,7 +503,7 @@ class Client:
             self._running.clear()
         for name, answer in result["topics"].items():
             if (topic := self.topics.get(name)) is not None:
-                self._place(topic, answer)
+                self._place(topic, answer, alone=False)
         for topic in list(self.topics.values()):
             if topic.t is None:  # asked for since hello was sent
                 topic.asking = False

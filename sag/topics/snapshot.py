@@ -34,7 +34,7 @@ def newest(state: Json, messages: list[Json], limit: int) -> Json | None:
     """A snapshot with as many of the newest messages as fit.
 
     Where not even the last one fits it is shown with its newest parts, marked `cut`, and large arguments and results
-    of its tools are left out; None where that does not fit either.
+    of its tools and its questions are left out; None where that does not fit either.
     """
     view = _most(len(messages), lambda first: window(state, messages[first:], first > 0), limit)
     if view is not None or not messages:
@@ -44,10 +44,17 @@ def newest(state: Json, messages: list[Json], limit: int) -> Json | None:
     def shortened(first: int) -> Json:
         short = {**last, "parts": last["parts"][first:], "cut": True}
         light = window(state, [short], len(messages) > 1)
-        light["tools"] = {id: {k: v for k, v in t.items() if not _is_large(v)} for id, t in light["tools"].items()}
+        light["tools"] = {id: _lighten(tool) for id, tool in light["tools"].items()}
+        light["asks"] = {
+            id: {**_lighten(ask), "subject": _lighten(ask.get("subject") or {})} for id, ask in light["asks"].items()
+        }
         return light
 
     return _most(len(last["parts"]), shortened, limit)
+
+
+def _lighten(thing: Json) -> Json:
+    return {k: v for k, v in thing.items() if not _is_large(v)}
 
 
 def _is_large(value: Any) -> bool:

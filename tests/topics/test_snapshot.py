@@ -46,3 +46,16 @@ def test_a_message_that_does_not_fit_alone_shows_its_newest_parts() -> None:
 def test_nothing_fits_into_nothing() -> None:
     state = _state([["a" * 900]])
     assert newest(state, state["messages"], 100) is None
+
+
+def test_questions_with_large_arguments_are_shown_without_them() -> None:
+    state = _state([["short"]])
+    subject = {"tool": "mail.send", "args": {"text": "x" * 5000}}
+    state["asks"] = {
+        f"a{i}": {"kind": "approval", "run": "r0", "subject": subject, "options": ["deny"]} for i in range(3)
+    }
+    view = newest(state, state["messages"], 4000)
+    assert view is not None
+    assert [ask["subject"] for ask in view["asks"].values()] == [{"tool": "mail.send"}] * 3
+    assert view["asks"]["a0"]["options"] == ["deny"]
+    assert state["asks"]["a0"]["subject"] == subject

@@ -147,7 +147,7 @@ class MessagesWriter(Writer):
         pieces += [self._delta(type="input_json_delta", partial_json=one) for one in fragments]
         try:
             given = json.loads(arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             given = {}
         self._block = {**block, "input": given if isinstance(given, dict) else {}}
         pieces[-1] += self._end()
