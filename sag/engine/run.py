@@ -369,7 +369,7 @@ class Run:
         finish = "tools" if writer.calls else writer.finish
         ms = round((asyncio.get_running_loop().time() - began) * 1000)
         usage = self.usage_of(writer)
-        tx.append(self._topic, StepClose(self.id, number, finish, usage, ms, exchange.request))
+        tx.append(self._topic, StepClose(self.id, number, finish, usage, ms, exchange.request, notes=writer.notes))
         await tx.submit()
         return Step(number, msg, text, finish, usage)
 

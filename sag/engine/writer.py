@@ -41,6 +41,7 @@ class PartWriter:
         calls: Tool calls by the vendor's index: our id, the name, the part, its bytes, the bytes of all its parts, each
             as JSON.
         finish: Why the model stopped.
+        notes: `decode`, where the answer held what was no Unicode.
         usage: What the attempts so far took, as far as their vendor said; each is priced by itself.
     """
 
@@ -57,6 +58,7 @@ class PartWriter:
         self._spent: Usage | None = None  # by attempts that were dropped
         self._now: Usage | None = None
         self.finish = "stop"
+        self.notes: list[str] | None = None
         self._first = True
 
     def take(self, batch: Sequence[Chunk]) -> None:
@@ -98,6 +100,8 @@ class PartWriter:
         if self._first:
             self._first = False
             crash_at("first_delta")
+        if not text.isascii() and "\ufffd" in text:
+            self.notes = ["decode"]
         size = _size(text)
         if self._text is not None and self._text[0] == kind and self._size + size <= self._limit:
             self._size += size

@@ -154,6 +154,7 @@ class StepClose(Event):
     """A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` …
 
     `ms` is how long it took, `request` the vendor's id of the answer, `error` why another model takes over.
+    `notes` holds `decode` where bytes of the answer were no Unicode and stand as U+FFFD.
     """
 
     run: str
@@ -163,6 +164,7 @@ class StepClose(Event):
     ms: int | None = None
     request: str | None = None
     error: RunError | None = None
+    notes: list[str] | None = None
 
 
 @event("conv", "agent.open")

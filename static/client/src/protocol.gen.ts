@@ -916,7 +916,8 @@ export interface SessionTold {
 
 /**
  * A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` … `ms` is how
- * long it took, `request` the vendor's id of the answer, `error` why another model takes over.
+ * long it took, `request` the vendor's id of the answer, `error` why another model takes over. `notes` holds `decode`
+ * where bytes of the answer were no Unicode and stand as U+FFFD.
  */
 export interface StepClose {
   run: string;
@@ -926,6 +927,7 @@ export interface StepClose {
   ms?: number | null;
   request?: string | null;
   error?: RunError | null;
+  notes?: string[] | null;
 }
 
 /** A model round begins; it runs on the config of this moment. */
