@@ -468,7 +468,7 @@ async def test_every_text_arrives_as_it_was_and_what_is_none_is_replaced(flavor:
                 snap, replayed = await fresh(b.hub.url, f"conv:{one.conv}")
                 for state in (snap, replayed):
                     assert state["messages"][-1]["parts"][-1]["text"] == f"[{text}]"
-                    assert (state["messages"][-1].get("notes") == ["decode"]) == ("\ufffd" in text)
+                assert (snap["messages"][-1].get("notes") == ["decode"]) == ("\ufffd" in text)
                 listed = await b.client.call("message.list", conv=one.conv)
                 assert listed["messages"][-1]["parts"][-1]["text"] == f"[{text}]"
                 again = await b.begin(name, "and?", one.conv)
