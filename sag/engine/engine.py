@@ -404,7 +404,7 @@ class Engine:
                 tx.append(topic, AgentClose(run, agent))
         if (step := object.get("open_step")) is not None:
             live = self._find(topic, run, closed=True)
-            used = live.usage_of(live.writer) if live is not None else None
+            used = live.writer.usage if live is not None and live.writer is not None else None
             tx.append(topic, StepClose(run, step, status, used))
         usage = msgspec.convert(topic.state["runs"][run]["usage"], Usage)
         now = now_ms()

@@ -123,7 +123,7 @@ class Run:
         self._model_call: asyncio.Task[Step] | None = None
         self._restart = False
         self._config: tuple[tuple[int, bool], Any] | None = None  # and the revision that it is of
-        self.writer: PartWriter | None = None
+        self.writer: PartWriter | None = None  # of the newest step
         self._failed: set[str] = set()  # models
         self._active = 0
         self._asking = 0
@@ -249,29 +249,28 @@ class Run:
             prompt = system if system is not None else config.system
             request = make_request(model, self._transcript(prompt, box, provider), box, config)
             events.append(MessageAdd(msg, "assistant", now_ms(), [], self.id, agent, step=number))
-            writer = PartWriter(self, msg, agent, provider.name)
+            writer = self.writer = PartWriter(self, msg, agent, provider.name)
             self._mark(active=1)
             try:
                 await self.emit(*events)
                 self._restart = False
-                self.writer = writer
                 work = self._round(number, msg, writer, name, provider, request, config)
                 self._model_call = asyncio.ensure_future(work)
                 try:
                     return await self._model_call
                 finally:
                     self._model_call.cancel()
-                    self._model_call = self.writer = None
+                    self._model_call = None
             except asyncio.CancelledError:
                 if not self._restart or self.closed:
                     raise
-                await self._give_up(number, writer, name, "config")
+                await self._give_up(number, writer, "config")
             except ProviderError as e:
                 self._failed.add(name)
                 if self.closed or self._choose(config)[0] in self._failed:
                     raise
                 log.info("run %s step %d: %s gives way: %s", self.id, number, name, e.message)
-                await self._give_up(number, writer, name, "fallback", RunError(e.kind, e.message, e.retry))
+                await self._give_up(number, writer, "fallback", RunError(e.kind, e.message, e.retry))
             finally:
                 self._mark(active=-1)
 
@@ -297,20 +296,15 @@ class Run:
         self,
         number: int,
         writer: PartWriter,
-        name: str,
         finish: Literal["config", "fallback"],
         error: RunError | None = None,
     ) -> None:
         """End a step whose answer is void."""
         tx = self._begin()
         writer.drop(tx, finish)
-        tx.append(self._topic, StepClose(self.id, number, finish, self.usage_of(writer), error=error))
+        tx.append(self._topic, StepClose(self.id, number, finish, writer.usage, error=error))
         self.set_status(tx, {"status": "running", "after_ms": None, "why": None})
         await tx.submit()
-
-    def usage_of(self, writer: PartWriter | None) -> Usage | None:
-        """What a writer's round took so far, with its cost."""
-        return writer.usage if writer is not None else None
 
     def _rounds(self) -> int:
         return sum(1 for m in self.messages() if m["role"] == "assistant" and m["parts"] and not _is_cut(m))
@@ -368,7 +362,7 @@ class Run:
         text = writer.close(tx)
         finish = "tools" if writer.calls else writer.finish
         ms = round((asyncio.get_running_loop().time() - began) * 1000)
-        usage = self.usage_of(writer)
+        usage = writer.usage
         tx.append(self._topic, StepClose(self.id, number, finish, usage, ms, exchange.request, notes=writer.notes))
         await tx.submit()
         return Step(number, msg, text, finish, usage)

@@ -98,6 +98,15 @@ async def test_the_usage_of_each_attempt_counts_once(bench: Any) -> None:
     assert closed[0]["ms"] >= 10
 
 
+async def test_a_step_that_fails_counts_what_its_vendor_told(bench: Any) -> None:
+    cut = [Text("x"), UsageChunk(Usage(1000, 1)), *fail("provider.refused")]
+    hub = await with_providers(bench, Priced(cut))
+    started = await hub.start("go", config={"model": "script/m"})
+    state = await hub.end(started, "failed")
+    assert state["runs"][started["run"]]["usage"] == {"input": 1000, "output": 1, "cost_usd": pytest.approx(0.00201)}
+    assert named(await hub.events(started["conv"]), "step.close")[0]["usage"]["input"] == 1000
+
+
 async def test_a_cancelled_step_counts_what_its_vendor_told(bench: Any) -> None:
     hub = await with_providers(bench, Priced([UsageChunk(Usage(1000, 1)), Text("x"), asyncio.Event()]))
     started = await hub.start("go", config={"model": "script/m"})
