@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -141,7 +142,7 @@ class Answer:
         return Message("assistant", [*parts, *self.calls])
 
 
-class ProviderContract:
+class ProviderContract(ABC):
     """The tests. A subclass says whom to test, and against what.
 
     Attributes:
@@ -164,13 +165,13 @@ class ProviderContract:
     keyed = True
     overloaded = 503
 
+    @abstractmethod
     def make_upstream(self) -> FakeUpstream:
         """The server to test against, not started; it should refuse other keys than `key`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make_provider(self, url: str, key: str) -> HttpProvider:
         """The provider, for a server at `url`."""
-        raise NotImplementedError
 
     @pytest_asyncio.fixture
     async def up(self) -> AsyncIterator[FakeUpstream]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ class Heard(Struct):
     replay: list[Json] = field(default_factory=list)
 
 
-class Wire:
+class Wire(ABC):
     """How one vendor is asked and heard. `thinking` turns reasoning on."""
 
     def __init__(self, flavor: Any, path: str, thinking: Json, headers: dict[str, str] | None = None) -> None:
@@ -38,14 +39,17 @@ class Wire:
         assert got.status == 200, got.body
         return self.hear(got, stream)
 
+    @abstractmethod
     def body(self, messages: list[Json], tools: bool) -> Json:
-        raise NotImplementedError
+        """The members of a request that differ."""
 
+    @abstractmethod
     def hear(self, got: Got, stream: bool) -> Heard:
-        raise NotImplementedError
+        """What an answer says."""
 
+    @abstractmethod
     def results(self, heard: Heard, results: list[str]) -> list[Json]:
-        raise NotImplementedError
+        """The answer and its tools' results, as the next request has them."""
 
 
 class ChatWire(Wire):
