@@ -208,11 +208,11 @@ class Run:
         """Count what works and what waits for a person; a run in which only the latter is left is `waiting`."""
         self._active += active
         self._asking += asking
-        if not self.closed and not self._topic.lost:
+        status = "waiting" if self._asking and not self._active else "running"
+        if not self.closed and not self._topic.lost and self.object["status"] != status:
             tx = self._topics.begin()
-            self.set_status(tx, {"status": "waiting" if self._asking and not self._active else "running"})
-            if not tx.empty:
-                tx.submit()
+            self.set_status(tx, {"status": status})
+            tx.submit()
 
     # steps
 
@@ -221,6 +221,8 @@ class Run:
 
         Where its model fails and the config names others, the step ends with `fallback` and the next model takes over
         in a step of its own; one that failed is not asked again in this run as long as there is another.
+
+        Its last commit is not waited for: what is told after it is kept after it or not at all.
 
         Args:
             agent: On whose behalf.
@@ -364,7 +366,7 @@ class Run:
         ms = round((asyncio.get_running_loop().time() - began) * 1000)
         usage = writer.usage
         tx.append(self._topic, StepClose(self.id, number, finish, usage, ms, exchange.request, notes=writer.notes))
-        await tx.submit()
+        tx.submit()
         return Step(number, msg, text, finish, usage)
 
     def _fit(self, number: int, request: ModelRequest, limit: int, count_tokens: Count, config: RunConfig) -> None:

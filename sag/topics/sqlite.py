@@ -195,11 +195,14 @@ class SqliteJournal:
             self._loop.call_soon(unit.done, Fault("store.unavailable", "The hub is going down."))
             return
         if not self._fresh:
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._loop.call_soon, self._hand_over)
         self._fresh.append(unit)
 
     def _hand_over(self) -> None:
-        """Give the writer thread what was submitted in a turn of the loop: waking it costs more than a small commit."""
+        """Give the writer thread what was submitted in two turns of the loop: waking it costs more than a small commit.
+
+        Two, because the end of a task is told by whoever waited for it, a turn later.
+        """
         if self._fresh:
             self._queue.put(self._fresh)
             self._fresh = []
