@@ -357,6 +357,10 @@ class Engine:
                 return
             except Fault as e:
                 log.warning("run %s cannot be closed yet: %s", run.id, e.kind)
+                if status == "done" and run.told is not None:
+                    await asyncio.wait({run.told})
+                    if run.told.exception() is not None:  # its last words were not kept
+                        status, error = "failed", RunError(e.kind, e.message, e.retry)
                 await asyncio.sleep(delay_s)
 
     # ending

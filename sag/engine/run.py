@@ -117,6 +117,7 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.closed = False
         self.stop_after_step = False
+        self.told: asyncio.Future[None] | None = None  # the end of the newest step
         self._engine = engine
         self._topics = engine.topics
         self._topic = home.topic
@@ -366,7 +367,7 @@ class Run:
         ms = round((asyncio.get_running_loop().time() - began) * 1000)
         usage = writer.usage
         tx.append(self._topic, StepClose(self.id, number, finish, usage, ms, exchange.request, notes=writer.notes))
-        tx.submit()
+        self.told = tx.submit()
         return Step(number, msg, text, finish, usage)
 
     def _fit(self, number: int, request: ModelRequest, limit: int, count_tokens: Count, config: RunConfig) -> None:
