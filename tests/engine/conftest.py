@@ -52,7 +52,15 @@ class Bench:
     async def end(self, started: Any, status: str = "done") -> dict[str, Any]:
         """The conversation's state once a run has closed, as it should."""
         closed = ("done", "cancelled", "failed", "limit", "interrupted")
-        state = await self.until(started["conv"], lambda s: s["runs"][started["run"]]["status"] in closed)
+        conv, run = started["conv"], started["run"]
+        state: dict[str, Any] = {}
+        for _ in range(3):  # what was seen may not have been kept, and then it is otherwise in the end
+            state = await self.until(conv, lambda s: s["runs"][run]["status"] in closed)
+            topic = await self.app.topics.find(ADA.id, f"conv:{conv}")
+            assert topic is not None
+            if await topic.shown(lambda: topic.state["runs"][run]["status"] in closed):
+                break
+        state = await self.state(conv)
         assert state["runs"][started["run"]]["status"] == status, state["runs"][started["run"]].get("error")
         return state
 
