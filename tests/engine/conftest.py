@@ -58,7 +58,7 @@ class Bench:
             state = await self.until(conv, lambda s: s["runs"][run]["status"] in closed)
             topic = await self.app.topics.find(ADA.id, f"conv:{conv}")
             assert topic is not None
-            if await topic.shown(lambda: topic.state["runs"][run]["status"] in closed):
+            if await topic.shown(lambda topic=topic: topic.state["runs"][run]["status"] in closed):
                 break
         state = await self.state(conv)
         assert state["runs"][started["run"]]["status"] == status, state["runs"][started["run"]].get("error")
