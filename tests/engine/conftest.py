@@ -53,12 +53,11 @@ class Bench:
         """The conversation's state once a run has closed, as it should."""
         closed = ("done", "cancelled", "failed", "limit", "interrupted")
         conv, run = started["conv"], started["run"]
-        state: dict[str, Any] = {}
+        topic = await self.app.topics.find(ADA.id, f"conv:{conv}")
+        assert topic is not None
         for _ in range(3):  # what was seen may not have been kept, and then it is otherwise in the end
-            state = await self.until(conv, lambda s: s["runs"][run]["status"] in closed)
-            topic = await self.app.topics.find(ADA.id, f"conv:{conv}")
-            assert topic is not None
-            if await topic.shown(lambda topic=topic: topic.state["runs"][run]["status"] in closed):
+            await self.until(conv, lambda s: s["runs"][run]["status"] in closed)
+            if await topic.shown(lambda: topic.state["runs"][run]["status"] in closed):
                 break
         state = await self.state(conv)
         assert state["runs"][started["run"]]["status"] == status, state["runs"][started["run"]].get("error")
