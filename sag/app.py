@@ -30,15 +30,18 @@ from sag.api.conversations import Conversations
 from sag.api.models import Catalogue, shown_models
 from sag.api.runs import Runs
 from sag.api.system import System
+from sag.api.tools import Tools
 from sag.api.usage import Usages
 from sag.engine.budget import Budgets
 from sag.engine.engine import Engine
 from sag.engine.models import Models
 from sag.engine.transport import Transport
 from sag.errors import Fault, StartError
+from sag.hooks.connector import Connector
 from sag.hooks.host import Extensions, PluginHost
 from sag.hooks.hub import Services
 from sag.hooks.provider import HttpProvider, Model
+from sag.hooks.tool import Policy, Tool
 from sag.hooks.watchdog import Watchdog
 from sag.hub.connection import Auth, HelloParams, SubscribeParams, UnsubscribeParams
 from sag.hub.hub import Hub
@@ -54,6 +57,7 @@ from sag.store.blobs import Blobs
 from sag.store.keys import KeyStore
 from sag.store.kv import KeyValue
 from sag.store.projections import project
+from sag.store.secrets import Secrets
 from sag.store.tokens import Tokens
 from sag.topics.sqlite import SqliteJournal
 from sag.topics.topic import Topic, Topics
@@ -90,6 +94,7 @@ class App:
         self.topics = Topics(self.journal, hub.tick_ms, project)
         self.tokens = Tokens(self.journal)
         self.kv = KeyValue(self.journal, self.topics)
+        self.secrets = Secrets(settings.data, self.kv, settings.env.get("SAG_SECRET_KEY", ""))
         self.blobs = Blobs(settings.data / "blobs", self.journal, self.topics)
         self.keys = KeyStore(self.journal, hub.key_s)
         self.own_token = new_secret()
@@ -120,10 +125,13 @@ class App:
         self.registry.add_all(Config(self.engine))
         self.registry.add_all(Catalogue(self.engine))
         self.registry.add_all(Usages(self.engine, self.journal))
+        self.registry.add_all(Tools(self.engine))
         self.registry.add_all(System(self.engine, self.tokens, lambda: self.host.plugins, self.hub.end_access))
         self.host.load()
         self._check_provider()
+        self.extensions.connectors.on_change = lambda: self._announce()
         self.http = HttpFacade(self.hub, self.dispatcher, self.guard, self.blobs, self.health, self.schema)
+        self.http.mounts = self.extensions.mounts
         self.watchdog = Watchdog(self.host.owner, self.host.stalled)
         self._announcing: asyncio.Task[None] | None = None
         self._again = False
@@ -296,8 +304,8 @@ class App:
         out: Json = {}
         for tool in self.extensions.tools.values():
             connector = out.setdefault(tool.origin, {"kind": "plugin", "status": "ready", "tools": {}})
-            connector["tools"][tool.name] = {"description": tool.description, "risk": tool.risk}
-        return out
+            connector["tools"][tool.name] = {"description": tool.description, "risk": tool.risk, "key": tool.key}
+        return out | {name: entry.view() for name, entry in self.extensions.connectors.items()}
 
     # housekeeping
 
@@ -325,7 +333,7 @@ def declared() -> Declared:
     from sag.ops import export
 
     registry = Registry()
-    for area in (Runs, Conversations, Config, Catalogue, Usages, System):
+    for area in (Runs, Conversations, Config, Catalogue, Usages, Tools, System):
         registry.add_all(object.__new__(area))  # a declaration needs no parts behind it
     socket = export.socket_operations(HelloParams, SubscribeParams, UnsubscribeParams, Subscribed, Auth)
     return export.declared(registry, __version__, socket)
@@ -379,15 +387,47 @@ class PluginServices(Services):
         finally:
             follower.close()
 
+    async def state(self, owner: str, topic: str) -> Json:
+        topics = self._app.topics
+        found = await (resolve(topics, User(owner, owner), topic) if owner else topics.get("", topic))
+        return dict(msgspec.json.decode(await found.shown(lambda: msgspec.json.encode(found.state))))
+
     async def patch(self, user: User, scope: str, patch: Json) -> Json:
         return await self._app.engine.patch_as(user, "", scope, patch)
 
-    async def start_run(self, user: User, params: Json) -> Json:
+    async def call(self, user: User, client: str, method: str, params: Json) -> Any:
         app = self._app
-        call = Call(user, "", begin=app.topics.begin)
-        op = app.registry.get("run.start")
+        call = Call(user, client, begin=app.topics.begin)
+        op = app.registry.get(method)
+        app.dispatcher.admit(call, op)
         _, result = await app.dispatcher.call(call, op, msgspec.json.encode(params))
-        return dict(msgspec.json.decode(result))
+        return msgspec.json.decode(result)
+
+    async def start_run(self, user: User, params: Json) -> Json:
+        return dict(await self.call(user, "", "run.start", params))
+
+    async def secret_get(self, space: str, key: str) -> str | None:
+        return await self._app.secrets.get(space, key)
+
+    async def secret_put(self, space: str, key: str, value: str | None) -> None:
+        await self._app.secrets.put(space, key, value)
+
+    def add_connector(self, plugin: str, connector: Connector) -> None:
+        self._app.extensions.connectors.add(plugin, connector)
+
+    async def drop_connector(self, plugin: str, name: str) -> None:
+        connectors = self._app.extensions.connectors
+        if name in connectors.of(plugin):
+            await connectors.drop(name)
+
+    def connectors(self) -> Mapping[str, Connector]:
+        return {name: entry.connector for name, entry in self._app.extensions.connectors.items()}
+
+    def tools(self) -> Sequence[Tool]:
+        return self._app.extensions.offered()
+
+    async def decide(self, user: User, client: str, tool: Tool) -> Policy:
+        return (await self._app.engine.verdict(user, client, tool)).policy
 
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         self._app.extensions.set_models(provider, models)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from sag.engine.ends import RunEnded, RunLimit
 from sag.engine.run import Answer, Run, Step
 from sag.errors import Fault
-from sag.hooks.hub import Hub, KeyValue, PluginTopic
+from sag.hooks.connector import Connector, Health, Prompt, PromptArgument, PromptMessage, Resource
+from sag.hooks.hub import Hub, KeyValue, PluginTopic, Preset, Secrets
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
     Ability,
@@ -43,7 +44,21 @@ from sag.hooks.provider import (
 )
 from sag.hooks.spec import hookimpl
 from sag.hooks.streams import SseDecoder, SseEvents, load_json, read_wait, to_unicode
-from sag.hooks.tool import Tool, ToolContext, ToolError, tool
+from sag.hooks.tool import (
+    BlobContent,
+    Content,
+    LinkContent,
+    Policy,
+    Result,
+    Sampled,
+    SampleMessage,
+    TableContent,
+    TextContent,
+    Tool,
+    ToolContext,
+    ToolError,
+    tool,
+)
 from sag.ops.dispatch import Call, User
 from sag.ops.operation import Change, Params, operation
 from sag.schema.events import Event, Usage, event
@@ -52,21 +67,26 @@ from sag.secret import Secret
 __all__ = [
     "Ability",
     "Answer",
+    "BlobContent",
     "Call",
     "CallFragment",
     "CallRequest",
     "Change",
     "Chunk",
+    "Connector",
+    "Content",
     "Decoder",
     "Effort",
     "Event",
     "Fault",
     "FilePart",
     "Finish",
+    "Health",
     "HttpProvider",
     "HttpRequest",
     "Hub",
     "KeyValue",
+    "LinkContent",
     "LongPrice",
     "Message",
     "Model",
@@ -74,22 +94,34 @@ __all__ = [
     "Params",
     "Part",
     "PluginTopic",
+    "Policy",
+    "Preset",
     "Price",
+    "Prompt",
+    "PromptArgument",
+    "PromptMessage",
     "Provider",
     "ProviderError",
     "Reasoning",
     "Replay",
+    "Resource",
+    "Result",
     "Run",
     "RunConfig",
     "RunEnded",
     "RunKind",
     "RunLimit",
+    "SampleMessage",
+    "Sampled",
     "Secret",
+    "Secrets",
     "SseDecoder",
     "SseEvents",
     "Step",
     "StreamProvider",
+    "TableContent",
     "Text",
+    "TextContent",
     "TextPart",
     "ThoughtPart",
     "Tool",

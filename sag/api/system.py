@@ -27,22 +27,6 @@ class PluginListed(Struct):
     plugins: list[PluginInfo]
 
 
-class ToolInfo(Struct):
-    """A tool of the hub; `input` is the JSON Schema of its arguments."""
-
-    name: str
-    description: str
-    origin: str
-    risk: str
-    input: Json
-
-
-class ToolListed(Struct):
-    """The hub's tools."""
-
-    tools: list[ToolInfo]
-
-
 class TokenNew(Change):
     """For whom, with what label and roles, for how long."""
 
@@ -95,12 +79,6 @@ class System:
     async def plugins(self, call: Call, params: Nothing) -> PluginListed:
         """The plugins, what each brings, and what is wrong with it."""
         return PluginListed(self._plugins())
-
-    @operation("tool.list", who="user", rest="GET /api/tools")
-    async def tools(self, call: Call, params: Nothing) -> ToolListed:
-        """The hub's tools."""
-        tools = self._engine.extensions.tools.values()
-        return ToolListed([ToolInfo(t.name, t.description, t.origin, t.risk, t.input) for t in tools])
 
     @operation("token.new", who="admin", rest="POST /api/tokens")
     async def new_token(self, call: Call, params: TokenNew) -> TokenMade:

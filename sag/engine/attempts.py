@@ -18,7 +18,7 @@ from sag.schema.ids import now_ms
 
 if TYPE_CHECKING:
     from sag.engine.run import Run
-    from sag.engine.writer import PartWriter
+    from sag.engine.writer import Ear, PartWriter
     from sag.hooks.kind import RunConfig
 
 log = logging.getLogger("sag.engine")
@@ -46,7 +46,7 @@ class Attempts:
         provider: Provider,
         request: ModelRequest,
         config: RunConfig,
-        writer: PartWriter,
+        writer: PartWriter | Ear,
     ) -> None:
         self._run, self._step, self._name, self._provider = run, step, name, provider
         self._request, self._config, self._writer = request, config, writer

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig
+from sag.hooks.tool import Policy
 from sag.ops.dispatch import DECODE_ERRORS, params_fault
 from sag.schema.merge import merge_patch
 
@@ -22,10 +23,21 @@ Json = dict[str, Any]
 MAX_DOCUMENT = 256 << 10
 
 
+class ToolSwitch(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a device decides of a tool or a connector: whether runs are offered it, and whether calls ask first."""
+
+    enabled: bool | None = None
+    policy: Policy | None = None
+
+
 class ClientSettings(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What a device may set. `llm` is the lowest layer of its runs; the others belong to frontends and plugins."""
+    """What a device may set. `llm` is the lowest layer of its runs, `tools` holds switches by tool's key or connector.
+
+    The others belong to frontends and plugins.
+    """
 
     llm: RunConfig | None = None
+    tools: dict[str, ToolSwitch] = {}
     tts: Json = {}
     stt: Json = {}
     ui: Json = {}

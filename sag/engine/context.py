@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from sag.hooks.tool import Tool
-from sag.schema.events import ToolProgress
+from sag.hooks.tool import Sampled, SampleMessage, Tool
+from sag.schema.events import PartClose, PartOpen, ToolProgress
+from sag.schema.ids import now_ms
 
 if TYPE_CHECKING:
     from sag.engine.run import Answer, Run
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 PROGRESS_S = 0.033
+MAX_OUTPUT = 1 << 20  # characters of what a call writes while it works
 
 
 class CallContext:
@@ -26,7 +30,12 @@ class CallContext:
         self.log = logging.getLogger(f"sag.plugin.{tool.origin}" if tool.origin else "sag.tool")
         self.cancelled = False
         self.limit: asyncio.Timeout | None = None
+        self.limit_s = tool.timeout_s
         self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._waited_s = 0.0  # for a person, or for the model
+        self._part: int | None = None
+        self._part_size = self._written = 0
         self._next_s = 0.0
         self._waiting: ToolProgress | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -35,8 +44,16 @@ class CallContext:
         self.report(ToolProgress(self.call, done, total, text))
 
     def report(self, progress: ToolProgress) -> None:
-        """Tell progress now, or the newest at the next tick, so that a tool that tells much costs little."""
+        """Tell progress now, or the newest at the next tick, so that a tool that tells much costs little.
+
+        A call that makes progress is given its time again, as far as `longest_s`.
+        """
         now = self._loop.time()
+        if self.limit is not None and (when := self.limit.when()) is not None and not self.cancelled:
+            latest = self._began + self._waited_s + self._tool.longest_s
+            if (until := min(now + self._tool.timeout_s, latest)) > when:
+                self.limit.reschedule(until)
+                self.limit_s = self._tool.timeout_s if until < latest else self._tool.longest_s
         if now >= self._next_s:
             self._next_s = now + PROGRESS_S
             self._run.emit(progress)
@@ -58,6 +75,52 @@ class CallContext:
             self._next_s = 0.0
             self._tick()
         self.cancelled = True
+        if self._part is not None and not self._run.closed and not self._run._topic.lost:
+            tx = self._run._begin()
+            self._close_part(tx)
+            tx.submit()
+
+    # what it writes
+
+    async def output(self, text: str) -> None:
+        if not text or self.cancelled:
+            return
+        text = text[: MAX_OUTPUT - self._written]
+        self._written += len(text)
+        limit = self._run._engine.part_bytes // 6  # characters, each of them six bytes in JSON at worst
+        while text:
+            piece, text = text[:limit], text[limit:]
+            self._write(piece, limit)
+
+    def _write(self, text: str, limit: int) -> None:
+        topics, topic = self._run._topics, self._run._topic
+        if self._part is not None and self._part_size + len(text) > limit:
+            tx = self._run._begin()
+            self._close_part(tx)
+            tx.submit()
+        self._part_size += len(text)
+        if self._part is not None:
+            topics.delta(topic, self._part, text)
+            return
+        msg = next((m["msg"] for m in self._run._newest() if _made(m, self.call)), None)
+        if msg is None:  # of a run that was taken up elsewhere; there is no place for it
+            return
+        self._part = topic.fold.last_part + 1  # type: ignore[attr-defined]
+        self._part_size = len(text)
+        topics.open_part(
+            topic, PartOpen(self._part, self._run.id, msg, "tool_output", now_ms(), self.call), self._part, text
+        )
+
+    def _close_part(self, tx: Any) -> None:
+        assert self._part is not None
+        topics, topic = self._run._topics, self._run._topic
+        topics.flush_deltas(topic, tx)
+        found = topic.fold.parts.get(self._part)  # type: ignore[attr-defined]
+        tx.append(topic, PartClose(self._part, len(found[1]["text"]) if found else 0))
+        topics.close_part(topic, self._part)
+        self._part = None
+
+    # what it asks
 
     async def ask(
         self,
@@ -78,18 +141,44 @@ class CallContext:
             tx, kind, title, choices, call=self.call, schema=schema, url=url, expires_s=expires_s, on_expiry=choices[-1]
         )
         await tx.submit("ask_open")
-        left_s = None
-        if self.limit is not None and (when := self.limit.when()) is not None:
-            left_s = when - self._loop.time()
-            self.limit.reschedule(None)
         self._run._mark(active=-1)
         try:
-            answer = await self._run.answer(ask)
+            async with self._untimed():
+                answer = await self._run.answer(ask)
         finally:
             self._run._mark(active=1)
-            if self.limit is not None and left_s is not None:
-                self.limit.reschedule(self._loop.time() + left_s)
         return answer.choice, answer.data
+
+    async def sample(
+        self,
+        messages: Sequence[SampleMessage],
+        *,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: list[str] | None = None,
+    ) -> Sampled:
+        async with self._untimed():
+            return await self._run.sample(self.call, self._tool, messages, system, max_tokens, temperature, stop)
+
+    @contextlib.asynccontextmanager
+    async def _untimed(self) -> AsyncIterator[None]:
+        """What a person or the model takes is not the tool's time."""
+        began = self._loop.time()
+        left_s = None
+        if self.limit is not None and (when := self.limit.when()) is not None:
+            left_s = when - began
+            self.limit.reschedule(None)
+        try:
+            yield
+        finally:
+            self._waited_s += self._loop.time() - began
+            if self.limit is not None and left_s is not None and not self.cancelled:
+                self.limit.reschedule(self._loop.time() + left_s)
 
     async def patch(self, scope: str, patch: Json) -> Json:
         return await self._run._engine.patch_as(self.user, self.client, scope, patch)
+
+
+def _made(message: Json, call: str) -> bool:
+    return any(part.get("call") == call for part in message["parts"])

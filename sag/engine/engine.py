@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from sag.engine.approvals import Approvals, Verdict
 from sag.engine.budget import Budgets
 from sag.engine.config import (
     ClientSettings,
@@ -40,7 +41,7 @@ from sag.errors import Fault
 from sag.hooks.host import Extensions
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import FilePart, Message
-from sag.hooks.tool import Tool, check_schema
+from sag.hooks.tool import BlobContent, Content, Tool, ToolError, check_schema, plain_json
 from sag.ops.dispatch import Call, User
 from sag.ops.operation import Change
 from sag.schema.events import (
@@ -155,13 +156,13 @@ class Engine:
         self.models, self.budgets, self.gates = models, budgets, Gates()
         self.ask_s = settings.hub.ask_s
         self.part_bytes = settings.hub.limits.part
+        self.file_bytes = settings.hub.limits.body
         self._queue_limit = settings.hub.limits.queue
-        self._kv = kv
-        self._blobs = blobs
+        self.approvals = Approvals(kv)
+        self.blobs = blobs
         self._homes: dict[tuple[str, str], Conversation] = {}
         self._asks: dict[str, asyncio.Future[Answer]] = {}
         self._expiry: dict[str, asyncio.TimerHandle] = {}
-        self._always: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # finding things of a user
@@ -236,7 +237,7 @@ class Engine:
         _check_input(p.input)
         is_new = p.conv is None
         topic = self.topics.create(user.id, f"conv:{new_id('c')}") if is_new else await self.topic(user, p.conv or "")
-        below = await self._client_llm(user, call.client)
+        below = await self.client_llm(user, call.client)
         home = await self._home(user, topic)
         # from here on nothing is awaited: this is one decision
         try:
@@ -431,7 +432,7 @@ class Engine:
         if not home.queue:
             return
         run = home.queue[0]
-        below = await self._client_llm(run.user, run.client)
+        below = await self.client_llm(run.user, run.client)
         if not home.may_begin(run):
             return
         home.active = home.queue.popleft()
@@ -544,18 +545,30 @@ class Engine:
             for i, part in enumerate(message.parts):
                 if isinstance(part, Attached):
                     try:
-                        blob, data = await self._blobs.get(user.id, part.ref)
+                        blob, data = await self.blobs.get(user.id, part.ref)
                     except Fault as e:
                         log.warning("file %s cannot be read: %s", part.ref, e.message)
                         message.parts[i] = FilePart(part.mime, part.name, b"")
                     else:
                         message.parts[i] = FilePart(blob.mime or part.mime, part.name, data)
 
-    # asks
+    async def keep_content(self, user: User, item: Content) -> Json:
+        """An item of a result as the log keeps it: plain JSON, its bytes as a file of the user's.
 
-    def allowed(self, run: Run, tool: Tool) -> bool:
-        """Whether a person allowed a tool before, for this run or for always."""
-        return tool.name in run.object.get("allow", {}) or (run.user.id, tool.name) in self._always
+        Raises:
+            ToolError: It is no JSON, or larger than a file may be.
+            Fault: store.full and its like.
+        """
+        if not isinstance(item, BlobContent):
+            plain: Json = plain_json(item)
+            return plain
+        if len(item.data) > self.file_bytes:
+            raise ToolError(f"The result holds a file that is too large ({len(item.data)} bytes).")
+        kept = await self.blobs.put(user.id, item.data, item.mime, item.name)
+        kind = "image" if item.mime.startswith("image/") else "file"
+        return {"kind": kind, "ref": kept.ref, "mime": item.mime, "name": item.name, "size": kept.size}
+
+    # asks
 
     async def settled(self, run: Run, ask: str) -> Answer:
         """Wait for the outcome of an open ask of a run."""
@@ -610,33 +623,24 @@ class Engine:
             raise Fault("ask.invalid", f"Choose one of {', '.join(opened['options'])}.", path="$.choice")
         home = self._homes[user.id, topic.name[5:]]
         tx: Transaction = call.tx
-        tool_name = (opened.get("subject") or {}).get("tool", "")
         close = AskClose(ask, user.id, choice, call.client or None)
         if opened["kind"] == "approval":
+            subject = opened.get("subject") or {}
+            key = str(subject.get("key") or subject.get("tool", ""))
+            run = self._find(topic, opened["run"])
+            tool = run.tool(key) if run is not None else None
             if choice != "deny" and data and "args" in data:
-                close.args = self._edited(tool_name, data["args"])
+                close.args = _edited(tool, data["args"])
             if choice == "allow_run":
-                tx.append(topic, RunPatch(opened["run"], {"allow": {tool_name: True}}))
+                print = tool.fingerprint if tool is not None else True
+                tx.append(topic, RunPatch(opened["run"], {"allow": {key: print}}))
             if choice == "allow_always":
-                self._kv.write(tx, "sag.allow", f"{user.id} {tool_name}", True)
-                tx.after(lambda: self._always.add((user.id, tool_name)))
+                self.approvals.remember(tx, user, key, "auto", tool)
         elif opened["kind"] == "form" and choice == opened["options"][0]:
             close.data = check_schema(opened.get("schema") or {}, data if data is not None else {}, "ask.invalid")
         self._settle(tx, home, ask, close)
         outcome = {k: v for k, v in msgspec.to_builtins(close).items() if k != "ask"}
         return {"ask": ask, "outcome": outcome, "at": {topic.name: topic.tip}}
-
-    def _edited(self, tool_name: str, args: Any) -> Json:
-        tool = self.extensions.tools.get(tool_name)
-        if not isinstance(args, dict):
-            raise Fault("ask.invalid", "Edited arguments are an object.", path="$.data.args")
-        if tool is not None:
-            try:
-                tool.check(args)
-            except Fault as e:
-                path = str(e.data.get("path", "$")).replace("$", "$.data.args", 1)
-                raise Fault("ask.invalid", e.message, path=path) from None
-        return args
 
     async def _no_ask(self, user: User, ask: str) -> Fault:
         for topic in self._live_topics(user):
@@ -648,12 +652,28 @@ class Engine:
 
     # config
 
-    async def _client_llm(self, user: User, client: str) -> Json:
-        if not client:
-            return {}
-        topic = await self.topics.find(user.id, f"client:{client}")
-        llm: Json = topic.state["config"].get("llm", {}) if topic is not None else {}
-        return llm
+    async def _client_config(self, user: User, client: str) -> Json:
+        topic = await self.topics.find(user.id, f"client:{client}") if client else None
+        config: Json = topic.state["config"] if topic is not None else {}
+        return config
+
+    async def client_llm(self, user: User, client: str) -> Json:
+        """The lowest layer of a device's runs: its section `llm`, with the switches of its section `tools`."""
+        config = await self._client_config(user, client)
+        llm: Json = config.get("llm", {})
+        enabled = {key: s["enabled"] for key, s in config.get("tools", {}).items() if s.get("enabled") is not None}
+        return {**llm, "tools": {**enabled, **llm.get("tools", {})}} if enabled else llm
+
+    async def verdict(self, user: User, client: str, tool: Tool, allowed: Json | None = None) -> Verdict:
+        """What becomes of a call of a tool, by all policies that are in force.
+
+        Args:
+            user, client: Whose call, from which device.
+            tool: Which tool.
+            allowed: What was allowed for the run.
+        """
+        device = (await self._client_config(user, client)).get("tools", {})
+        return self.approvals.decide(user, tool, device, allowed or {})
 
     async def _scope(self, call: Call, scope: str) -> tuple[str, str, Topic]:
         what, _, id = scope.partition(":")
@@ -673,7 +693,7 @@ class Engine:
             return object["config"], [defaults(struct), object.get("base") or {}], struct, object["rev"]
         if what == "conv":
             struct = self.kind(self._last_kind(topic)).config
-            below = fitting(await self._client_llm(call.me, call.client), struct)
+            below = fitting(await self.client_llm(call.me, call.client), struct)
             conv = topic.state["conv"]
             return conv["config"], [defaults(struct), below], struct, conv["rev"]
         llm = defaults(self.kind("chat").config) if "chat" in self.extensions.kinds else {}
@@ -780,9 +800,7 @@ class Engine:
 
     async def recover(self) -> None:
         """End what a kill left open; keep the runs whose only unfinished work is an open ask (protocol section 4)."""
-        for key in await self._kv.list("sag.allow"):
-            owner, _, tool = key.partition(" ")
-            self._always.add((owner, tool))
+        await self.approvals.load()
         for row in await self.topics.journal.rows("run", {"open": 1}, order="ts", limit=100_000):
             user = User(row["owner"], row["owner"])
             topic = await self.topics.find(user.id, f"conv:{row['conv']}")
@@ -844,6 +862,18 @@ def _only_asks(state: Json, run: str) -> bool:
     running = {call for call, t in state["tools"].items() if t["run"] == run and t["status"] == "running"}
     parts_open = any(p.get("open") for m in state["messages"] if m.get("run") == run for p in m["parts"])
     return running <= asked and not parts_open
+
+
+def _edited(tool: Tool | None, args: Any) -> Json:
+    if not isinstance(args, dict):
+        raise Fault("ask.invalid", "Edited arguments are an object.", path="$.data.args")
+    if tool is not None:
+        try:
+            tool.check(args)
+        except Fault as e:
+            path = str(e.data.get("path", "$")).replace("$", "$.data.args", 1)
+            raise Fault("ask.invalid", e.message, path=path) from None
+    return args
 
 
 def _check_input(parts: list[InputPart]) -> None:

@@ -10,21 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from sag.engine import transcript
+from sag.engine.approvals import Verdict
 from sag.engine.attempts import Attempts
 from sag.engine.config import defaults, layered, validate
 from sag.engine.context import CallContext
 from sag.engine.ends import RunEnded, RunLimit, ToolLost
 from sag.engine.fitting import Count, count, fit_files, fit_length, less, room
 from sag.engine.models import make_request
-from sag.engine.toolbox import Toolbox, ToolSource
-from sag.engine.writer import PartWriter
+from sag.engine.toolbox import Toolbox, ToolSource, legal_name
+from sag.engine.writer import Ear, PartWriter
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
@@ -32,8 +33,9 @@ from sag.hooks.provider import (
     ModelRequest,
     Provider,
     ProviderError,
+    text_message,
 )
-from sag.hooks.tool import Tool, ToolError
+from sag.hooks.tool import BlobContent, Content, Result, Sampled, SampleMessage, Tool, ToolError, plain_json
 from sag.ops.dispatch import User
 from sag.schema.events import (
     AskOpen,
@@ -61,7 +63,9 @@ log = logging.getLogger("sag.engine")
 Json = dict[str, Any]
 
 MAX_RESULT = 256 << 10
+SAMPLE_TOKENS = 4096
 TRIMS = 4
+CONNECT_S = 3.0  # that a run waits for connectors that are just starting
 APPROVAL = ["allow_once", "allow_run", "allow_always", "deny"]
 
 
@@ -128,6 +132,8 @@ class Run:
         self._failed: set[str] = set()  # models
         self._active = 0
         self._asking = 0
+        self._offered: list[Tool] | None = None
+        self._sampling = asyncio.Lock()
 
     # what the run is like now
 
@@ -242,7 +248,7 @@ class Run:
             if self.object["step"] >= config.rounds and self._rounds() >= config.rounds:
                 raise RunLimit(f"The run has used its {config.rounds} model rounds.")
             name, provider, model = self._choose(config)
-            box = Toolbox(self._engine.extensions.tools, self.source, config.tools)
+            box = await self._toolbox()
             number = self.object["step"] + 1
             msg = new_id("m")
             events: list[Event] = [StepOpen(self.id, number, name, agent)]
@@ -250,7 +256,7 @@ class Run:
             if rev > self.object.get("applied", {}).get("rev", 1):
                 events.append(ConfigApplied(f"run:{self.id}", rev, number))
             prompt = system if system is not None else config.system
-            request = make_request(model, self._transcript(prompt, box, provider), box, config)
+            request = make_request(model, self._transcript(prompt, provider), box, config)
             events.append(MessageAdd(msg, "assistant", now_ms(), [], self.id, agent, step=number))
             writer = self.writer = PartWriter(self, msg, agent, provider.name)
             self._mark(active=1)
@@ -292,8 +298,21 @@ class Run:
                         return other
         return first
 
-    def _transcript(self, prompt: str | None, box: Toolbox, provider: Provider) -> list[Message]:
-        return transcript.build(self.state, self.id, prompt, box.legal, provider.name)
+    def _transcript(self, prompt: str | None, provider: Provider) -> list[Message]:
+        return transcript.build(self.state, self.id, prompt, legal_name, provider.name)
+
+    async def _toolbox(self) -> Toolbox:
+        """What the run is offered now: of the tools that there were when it began, those that are switched on."""
+        if self._offered is None:
+            await self._engine.extensions.connectors.settle(CONNECT_S)
+            self._offered = self._engine.extensions.offered()
+        return Toolbox(self._offered, self.source, self.config().tools)
+
+    def tool(self, key: str) -> Tool | None:
+        """A tool that the run is offered, switched on or not, by its key."""
+        if self.source is not None and (own := self.source.tools.get(key)) is not None:
+            return own
+        return next((tool for tool in self._offered or () if tool.key == key), None)
 
     async def _give_up(
         self,
@@ -404,13 +423,18 @@ class Run:
         if not drafts and not self.stop_after_step:
             return
         known = self.state["tools"]
-        box = Toolbox(self._engine.extensions.tools, self.source, self.config().tools)
+        box = await self._toolbox()
         work: list[Coroutine[Any, Any, None]] = []
         fresh = {call: draft for call, draft in drafts.items() if call not in known}
         if fresh:
+            wanted = {tool.key: tool for name, _ in fresh.values() if (tool := box.find(name)) is not None}
+            allowed = self.object.get("allow", {})
+            verdicts = {
+                key: await self._engine.verdict(self.user, self.client, tool, allowed) for key, tool in wanted.items()
+            }
             tx = self._begin()
             for call, (name, text) in fresh.items():
-                if todo := self._open_call(tx, box, last.get("step"), call, name, text):
+                if todo := self._open_call(tx, box, verdicts, last.get("step"), call, name, text):
                     work.append(todo)
             self._topics.flush_deltas(self._topic, tx)
             try:
@@ -438,7 +462,14 @@ class Run:
                 await asyncio.wait(tasks, timeout=5)
 
     def _open_call(
-        self, tx: Transaction, box: Toolbox, step: int | None, call: str, name: str, text: str
+        self,
+        tx: Transaction,
+        box: Toolbox,
+        verdicts: Mapping[str, Verdict],
+        step: int | None,
+        call: str,
+        name: str,
+        text: str,
     ) -> Coroutine[Any, Any, None] | None:
         """Open a call with a transaction; gives what remains to be done once that is committed."""
         tool = box.find(name)
@@ -458,17 +489,33 @@ class Run:
                 params = tool.check(args)
             except Fault as e:
                 fault = Fault("tool.args", f"The arguments do not fit: {e.message}", code=422, path=e.data.get("path"))
-        label, origin, risk = (tool.name, tool.origin, tool.risk) if tool else (name, "", "write")
-        tx.append(self._topic, ToolOpen(call, self.id, label, origin, args, risk, now_ms(), step))
+        if tool is None:
+            tx.append(self._topic, ToolOpen(call, self.id, name, "", args, "write", now_ms(), step))
+        else:
+            tx.append(
+                self._topic,
+                ToolOpen(
+                    call, self.id, tool.name, tool.origin, args, tool.risk, now_ms(), step,
+                    tool.connector or None, tool.title or None,
+                ),
+            )  # fmt: skip
         if fault is not None:
             error = {"kind": fault.kind, "message": fault.message, **fault.data}
             tx.append(self._topic, ToolClose(call, "invalid", 0, error=error))
             return None
         assert tool is not None
-        if tool.risk == "danger" and not self._engine.allowed(self, tool):
-            subject = {"tool": tool.name, "args": args}
-            title = f"Allow {tool.name}?"
-            ask = self.open_ask(tx, "approval", title, APPROVAL, call=call, subject=subject)
+        verdict = verdicts[tool.key]
+        if verdict.policy == "deny":
+            error = {"kind": "tool.denied", "message": "A policy forbids this tool."}
+            tx.append(self._topic, ToolClose(call, "denied", 0, error=error))
+            return None
+        if verdict.policy == "ask":
+            subject = {"tool": tool.name, "key": tool.key, "origin": tool.origin, "args": args, "risk": tool.risk}
+            if verdict.changed is not None:
+                subject["changed"] = {"before": verdict.changed, "after": tool.definition}
+            title = f"Allow {tool.title or tool.name}?"
+            options = APPROVAL if verdict.always else [o for o in APPROVAL if o != "allow_always"]
+            ask = self.open_ask(tx, "approval", title, options, call=call, subject=subject, schema=tool.input)
             return self._after_approval(call, tool, params, ask)
         return self._execute(call, tool, params)
 
@@ -476,7 +523,7 @@ class Run:
         """Go on with a call that was waiting for a person when the hub stopped."""
         opened = self.state["tools"][call]
         ask = next((id for id, a in self.state["asks"].items() if a.get("call") == call), None)
-        tool = box.find(opened["name"])
+        tool = box.find(f"{opened['connector']}/{opened['name']}" if opened.get("connector") else opened["name"])
         if ask is None:
             return self._close_call(call, "lost", 0)
         if self.state["asks"][ask]["kind"] == "approval" and tool is not None:
@@ -509,18 +556,20 @@ class Run:
         began = loop.time()
         status: ToolStatus = "error"
         result: Any = None
+        ref: str | None = None
         error: Json | None = None
         context = CallContext(self, call, tool, given)
         self._mark(active=1)
         try:
             async with asyncio.timeout(tool.timeout_s) as limit:
                 context.limit = limit
-                result = _presentable(await tool.call(params, context))
+                given_back = await tool.call(params, context)
+            result, ref = await self._keep_result(given_back, tool)
             status = "ok"
         except TimeoutError:
             timed_out = limit.expired()
             status = "timeout" if timed_out else "error"
-            message = f"No answer within {tool.timeout_s:g} s." if timed_out else "The tool timed out."
+            message = f"No answer within {context.limit_s:g} s." if timed_out else "The tool timed out."
             error = {"kind": "tool.timeout", "message": message}
         except ToolError as e:
             error = {"kind": "tool.error", "message": str(e)[:10_000]}
@@ -538,12 +587,115 @@ class Run:
             context.end()
             self._mark(active=-1)
         ms = round((loop.time() - began) * 1000)
-        await self._close_call(call, status, ms, result=result, error=error)
+        await self._close_call(call, status, ms, result=result, error=error, ref=ref)
 
     async def _close_call(
-        self, call: str, status: ToolStatus, ms: int, *, result: Any = None, error: Json | None = None
+        self,
+        call: str,
+        status: ToolStatus,
+        ms: int,
+        *,
+        result: Any = None,
+        error: Json | None = None,
+        ref: str | None = None,
     ) -> None:
-        await self.emit(ToolClose(call, status, ms, result, error), crash="tool_done_before_commit")
+        await self.emit(ToolClose(call, status, ms, result, error, ref), crash="tool_done_before_commit")
+
+    async def _keep_result(self, given: Any, tool: Tool) -> tuple[Any, str | None]:
+        """A tool's result as plain JSON, its bytes as files of the user; and the file of one that is shown cut.
+
+        Raises:
+            ToolError: It is no JSON, or larger than a file may be.
+            Fault: store.full and its like.
+        """
+        if isinstance(given, Result):
+            plain: Any = {"content": [await self._engine.keep_content(self.user, item) for item in given.content]}
+            if given.data is not None:
+                plain["data"] = plain_json(given.data)
+        else:
+            plain = plain_json(given)
+        body = msgspec.json.encode(plain)
+        if len(body) <= MAX_RESULT:
+            return plain, None
+        whole, mime = (plain.encode(), "text/plain") if isinstance(plain, str) else (body, "application/json")
+        if len(whole) > self._engine.file_bytes:
+            raise ToolError(f"The tool's result is too large ({len(whole)} bytes).")
+        name = f"{tool.name}.{'txt' if isinstance(plain, str) else 'json'}"
+        kept = await self._engine.blobs.put(self.user.id, whole, mime, name)
+        text = whole[: MAX_RESULT // 4].decode(errors="ignore")
+        return f"{text}\n[cut: the result has {len(whole)} bytes]", kept.ref
+
+    # what a tool asks the model
+
+    async def sample(
+        self,
+        call: str,
+        tool: Tool,
+        messages: Sequence[SampleMessage],
+        system: str | None,
+        max_tokens: int | None,
+        temperature: float | None,
+        stop: list[str] | None,
+    ) -> Sampled:
+        """Ask the run's model what a tool wants to know, once a person has allowed it, in a step of its own.
+
+        Raises:
+            ToolError: It was denied, or the model failed.
+            RunLimit: A budget is used up.
+        """
+        key = f"{tool.key}#model"
+        asked = [text_message(m.role, "\n".join(_content_words(c) for c in m.content)) for m in messages]
+        if key not in self.object.get("allow", {}):
+            tx = self._begin()
+            shown = [{"role": m.role, "text": m.text[:2000]} for m in asked]
+            subject = {"tool": tool.name, "key": key, "origin": tool.origin, "system": system, "messages": shown}
+            title = f"Let {tool.title or tool.name} ask the model?"
+            ask = self.open_ask(
+                tx, "approval", title, [o for o in APPROVAL if o != "allow_always"], call=call, subject=subject
+            )
+            await tx.submit("ask_open")
+            self._mark(active=-1)
+            try:
+                answer = await self.answer(ask)
+            finally:
+                self._mark(active=1)
+            if answer.choice not in ("allow_once", "allow_run"):
+                raise ToolError("The user did not let the tool ask the model.")
+        async with self._sampling:  # a run has one step at a time
+            return await self._sample(tool, asked, system, max_tokens, temperature, stop)
+
+    async def _sample(
+        self,
+        tool: Tool,
+        asked: list[Message],
+        system: str | None,
+        max_tokens: int | None,
+        temperature: float | None,
+        stop: list[str] | None,
+    ) -> Sampled:
+        await self._engine.budgets.check(self.user.id)
+        config = self.config()
+        name, provider, model = self._choose(config)
+        number = self.object["step"] + 1
+        await self.emit(StepOpen(self.id, number, name, tool.origin))
+        began = asyncio.get_running_loop().time()
+        wanted = msgspec.structs.replace(
+            config,
+            max_tokens=min(max_tokens or SAMPLE_TOKENS, config.max_tokens or SAMPLE_TOKENS),
+            temperature=config.temperature if temperature is None else temperature,
+            stop=stop[:4] if stop else None,
+        )
+        messages = [*([text_message("system", system)] if system else []), *asked]
+        request = make_request(model, messages, Toolbox((), None, {}), wanted)
+        ear = Ear(self)
+        try:
+            exchange = await Attempts(self, number, name, provider, request, wanted, ear).run()
+        except ProviderError as e:
+            self.emit(StepClose(self.id, number, "failed", ear.usage, error=RunError(e.kind, e.message, e.retry)))
+            raise ToolError(f"The model failed: {e.message}") from None
+        ms = round((asyncio.get_running_loop().time() - began) * 1000)
+        await self.emit(StepClose(self.id, number, ear.finish, ear.usage, ms, exchange.request))
+        return Sampled(ear.text, name, ear.finish)
 
     # asks
 
@@ -580,6 +732,13 @@ class Run:
             self._mark(asking=-1)
 
 
+def _content_words(item: Content) -> str:
+    """An item as words: what a tool asks the model is text."""
+    if isinstance(item, BlobContent):
+        return f"[{item.mime}{': ' if item.name else ''}{item.name}]"
+    return transcript.content_text({"content": [plain_json(item)]})
+
+
 def _counter(provider: Provider) -> Count:
     """A provider's own count of tokens; the hub's where it has none or fails."""
     own = getattr(provider, "count", None)
@@ -596,23 +755,4 @@ def _counter(provider: Provider) -> Count:
 
 def _is_cut(message: Json) -> bool:
     """Whether the round that wrote a message did not come to its end (a message that was emptied counts)."""
-    parts = message["parts"]
-    return message["role"] == "assistant" and (not parts or any(p.get("partial") or p["open"] for p in parts))
-
-
-def _presentable(result: Any) -> Any:
-    """A tool's result as plain JSON.
-
-    Raises:
-        ToolError: It is no JSON, or too large for an event.
-    """
-    try:
-        plain = msgspec.to_builtins(result, str_keys=True)
-        size = len(msgspec.json.encode(plain))
-    except (TypeError, ValueError, RecursionError, UnicodeError) as e:
-        raise ToolError(f"The tool's result cannot be shown: {e}") from None
-    if size > MAX_RESULT:
-        if isinstance(plain, str):
-            return f"{plain[: MAX_RESULT // 4]}\n[cut: the result has {size} bytes]"
-        raise ToolError(f"The tool's result is too large ({size} bytes).")
-    return plain
+    return message["role"] == "assistant" and (not message["parts"] or transcript.is_cut(message))

@@ -1,10 +1,13 @@
 """The tools that a run is offered, and the names under which a model knows them.
 
-A session's tools are offered to the runs that it started, while it lives (protocol section 7).
+A connector's tool is known as `connector__tool`, whoever else is there, so that the name stays when other connectors
+come and go; a plugin's own tool by its name. A session's tools are offered to the runs that it started, while it
+lives (protocol section 7).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -24,10 +27,20 @@ class ToolSource(Protocol):
         """Its tools by name; empty once it is gone."""
 
 
-@lru_cache(1024)
-def legal_name(name: str) -> str:
-    """A name that every vendor takes: `[a-zA-Z0-9_-]{1,64}`."""
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "_"
+@lru_cache(4096)
+def legal_name(name: str, connector: str = "") -> str:
+    """A name that every vendor takes, `[a-zA-Z0-9_-]{1,64}`; one that had to be changed ends in its own digest."""
+    whole = f"{connector}__{name}" if connector else name
+    legal = re.sub(r"[^a-zA-Z0-9_-]", "_", whole)
+    if legal == whole and 0 < len(legal) <= 64:
+        return legal
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
+    return f"{legal[:57]}_{digest}"
+
+
+def is_on(tool: Tool, switched: Mapping[str, bool]) -> bool:
+    """Whether a tool is offered: by its own switch, else its connector's; one without any is on."""
+    return switched.get(tool.key, switched.get(tool.connector, True) if tool.connector else True)
 
 
 class Toolbox:
@@ -36,36 +49,21 @@ class Toolbox:
     Args:
         tools: The hub's tools.
         source: The session that started the run, if it lives.
-        switched: Which are off or on, by name; one that is not named is on.
+        switched: Which are off or on, by key or by connector; one that is not named is on.
     """
 
-    def __init__(self, tools: Mapping[str, Tool], source: ToolSource | None, switched: Mapping[str, bool]) -> None:
+    def __init__(self, tools: Iterable[Tool], source: ToolSource | None, switched: Mapping[str, bool]) -> None:
         self._by_legal: dict[str, Tool] = {}
-        self._legal: dict[str, str] = {}
-        self._add(tools.values(), switched)
-        if source is not None:
-            self._add(source.tools.values(), switched)
-
-    def _add(self, tools: Iterable[Tool], switched: Mapping[str, bool]) -> None:
-        for tool in tools:
-            if not switched.get(tool.name, True):
-                continue
-            base = legal = legal_name(tool.name)
-            for n in range(2, 1000):
-                if legal not in self._by_legal:
-                    break
-                legal = f"{base[:60]}_{n}"
-            self._by_legal[legal] = tool
-            self._legal[tool.name] = legal
+        self._by_key: dict[str, Tool] = {}
+        for tool in (*tools, *(source.tools.values() if source is not None else ())):
+            if is_on(tool, switched) and tool.key not in self._by_key:
+                self._by_legal.setdefault(legal_name(tool.name, tool.connector), tool)
+                self._by_key[tool.key] = tool
 
     def specs(self) -> list[ToolSpec]:
         """What the model is offered."""
         return [ToolSpec(legal, t.description, t.input) for legal, t in self._by_legal.items()]
 
     def find(self, name: str) -> Tool | None:
-        """A tool by the name that a model used, or by its own."""
-        return self._by_legal.get(name) or self._by_legal.get(self._legal.get(name, ""))
-
-    def legal(self, name: str) -> str:
-        """The name under which the model knows a tool."""
-        return self._legal.get(name) or legal_name(name)
+        """A tool by the name that a model used, or by its key."""
+        return self._by_legal.get(name) or self._by_key.get(name)

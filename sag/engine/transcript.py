@@ -18,14 +18,16 @@ Json = dict[str, Any]
 CUT = "[the reply was interrupted here]"
 
 
-def build(state: Json, run: str, system: str | None, legal: Callable[[str], str], provider: str = "") -> list[Message]:
+def build(
+    state: Json, run: str, system: str | None, legal: Callable[[str, str], str], provider: str = ""
+) -> list[Message]:
     """The messages for the next step of a run. Files are in it by their `ref`, as `Attached`.
 
     Args:
         state: The conversation's snapshot.
         run: The run's id.
         system: The system prompt.
-        legal: Makes a tool's name one that every vendor takes.
+        legal: Makes of a tool's name and its connector a name that every vendor takes.
         provider: Whose thoughts go back as they were; those of others are words alone.
     """
     runs, tools = state["runs"], state["tools"]
@@ -42,7 +44,7 @@ def build(state: Json, run: str, system: str | None, legal: Callable[[str], str]
         if message["role"] == "user":
             out.append(Message("user", _input(message["parts"])))
         else:
-            cut = any(p.get("partial") or p["open"] for p in message["parts"])
+            cut = is_cut(message)
             of = message.get("run")
             if not cut or (of != run and last_of_run[of] == message["msg"]):
                 out += _assistant(message, tools, legal, cut, provider)
@@ -75,7 +77,7 @@ def _add_text(out: list[Part], text: str, between: str) -> None:
         out.append(TextPart(text))
 
 
-def _assistant(message: Json, tools: Json, legal: Callable[[str], str], cut: bool, provider: str) -> list[Message]:
+def _assistant(message: Json, tools: Json, legal: Callable[[str, str], str], cut: bool, provider: str) -> list[Message]:
     out: list[Part] = []
     answers: list[Message] = []
     called: set[str] = set()
@@ -96,9 +98,11 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str], str], cut: boo
             _add_text(out, part["text"], "")
         elif part["kind"] == "tool_args" and part["call"] not in called and (tool := tools.get(part["call"])):
             called.add(part["call"])
-            out.append(CallRequest(part["call"], legal(tool["name"]), argument_text(tool["args"])))
+            out.append(
+                CallRequest(part["call"], legal(tool["name"], tool.get("connector") or ""), argument_text(tool["args"]))
+            )
             failed = tool["status"] != "ok"
-            answers.append(Message("tool", [TextPart(result_text(tool))], part["call"], failed))
+            answers.append(Message("tool", [TextPart(result_text(tool)), *_files(tool)], part["call"], failed))
     if thoughts:
         out.append(ThoughtPart(thoughts))
     if all(isinstance(part, ThoughtPart) for part in out):
@@ -106,6 +110,21 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str], str], cut: boo
     if cut and any(isinstance(part, TextPart) for part in out):
         _add_text(out, CUT, "\n")
     return [Message("assistant", out), *answers]
+
+
+def is_cut(message: Json) -> bool:
+    """Whether what the model said was cut; what a tool wrote while it worked is not the model's."""
+    return any(p.get("partial") or p["open"] for p in message["parts"] if p["kind"] != "tool_output")
+
+
+def _files(tool: Json) -> list[Part]:
+    """The images of a result, for models that see."""
+    result = tool.get("result")
+    content = result.get("content") if isinstance(result, dict) else None
+    if tool["status"] != "ok" or not isinstance(content, list):
+        return []
+    images = [c for c in content if isinstance(c, dict) and c.get("kind") == "image" and c.get("ref")]
+    return [Attached(c.get("mime") or "image/*", c.get("name") or "image", b"", c["ref"]) for c in images]
 
 
 def argument_text(args: Any) -> str:
@@ -134,6 +153,17 @@ def content_text(result: Any) -> str:
     if isinstance(result, str):
         return result
     if isinstance(result, dict) and isinstance(result.get("content"), list):
-        pieces = [c.get("text") or f"[{c.get('kind', 'content')}]" for c in result["content"] if isinstance(c, dict)]
+        pieces = [_content_text(c) for c in result["content"] if isinstance(c, dict)]
+        if not any(c.get("kind") in ("text", "table") for c in result["content"] if isinstance(c, dict)):
+            pieces += [msgspec.json.encode(result["data"]).decode()] if result.get("data") is not None else []
         return "\n".join(pieces)
     return msgspec.json.encode(result).decode()
+
+
+def _content_text(item: Json) -> str:
+    if "text" in item:
+        return str(item["text"])
+    if item.get("kind") == "table":
+        return msgspec.json.encode([item.get("columns"), *(item.get("rows") or [])]).decode()
+    told = " ".join(str(item[m]) for m in ("name", "title", "uri", "description", "mime") if item.get(m))
+    return f"[{item.get('kind', 'content')}{': ' if told else ''}{told}]"

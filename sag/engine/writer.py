@@ -201,6 +201,56 @@ class PartWriter:
         self._spent, self._now = self.usage, None
 
 
+class Ear:
+    """Takes a model round that nobody sees: what a tool asked the model.
+
+    Args:
+        run: Whose round it is.
+
+    Attributes:
+        text, finish, usage: As of a `PartWriter`.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._pieces: list[str] = []
+        self._spent: Usage | None = None
+        self._now: Usage | None = None
+        self.finish = "stop"
+
+    def take(self, batch: Sequence[Chunk]) -> None:
+        """Take a batch of chunks.
+
+        Raises:
+            RunEnded: The run was closed.
+        """
+        if self._run.closed:
+            raise RunEnded
+        for chunk in batch:
+            if isinstance(chunk, Text):
+                self._pieces.append(chunk.text)
+            elif isinstance(chunk, UsageChunk):
+                self._now = _possible(chunk.usage)
+            elif isinstance(chunk, Finish):
+                self.finish = chunk.reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    @property
+    def usage(self) -> Usage | None:
+        if self._now is None:
+            return self._spent
+        now = self._run._engine.models.cost(self._run.object["model"], self._now)
+        return now if self._spent is None else self._spent.plus(now)
+
+    def drop(self, tx: Transaction, why: str) -> None:
+        """Void what came."""
+        self._pieces.clear()
+        self._spent, self._now = self.usage, None
+
+
 def _possible(usage: Usage) -> Usage:
     """A vendor's figures, those that cannot be bounded as where they are counted (`sag.store.usage`)."""
     tokens = {name: min(max(int(getattr(usage, name)), 0), MOST_TOKENS) for name in TOKENS}

@@ -25,7 +25,8 @@ import msgspec
 import pluggy
 from msgspec import Struct, field
 
-from sag.hooks.hub import Hub, Services, Staged, TopicFamily, one_line
+from sag.hooks.connectors import Connectors
+from sag.hooks.hub import Asgi, Hub, Preset, Services, Staged, TopicFamily, one_line
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import Model, Provider
 from sag.hooks.spec import Hooks
@@ -59,9 +60,16 @@ class Extensions:
         self.tools: dict[str, Tool] = {}
         self.providers: dict[str, Provider] = {}
         self.kinds: dict[str, RunKind] = {}
+        self.connectors = Connectors()
+        self.mounts: dict[str, Asgi] = {}
+        self.presets: dict[str, Preset] = {}
         self.version = 0
         """Grows with each change of providers and models."""
         self._models: dict[str, list[Model]] = {}
+
+    def offered(self) -> list[Tool]:
+        """All tools of now: those of plugins, then those of connectors."""
+        return [*self.tools.values(), *self.connectors.tools()]
 
     def models(self, provider: Provider) -> Sequence[Model]:
         """The models of a provider: those that it has told of since, else those that it knows without asking."""
@@ -92,12 +100,15 @@ class Extensions:
 
 
 class Provides(Struct, omit_defaults=True):
-    """Names of what a plugin brings; `topics` holds its family, if it has one."""
+    """Names of what a plugin brings when it is loaded; `topics` holds its family, if it has one."""
 
     tools: list[str] = field(default_factory=list)
     providers: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
+    connectors: list[str] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
+    presets: list[str] = field(default_factory=list)
     topics: list[str] = field(default_factory=list)
 
 
@@ -380,6 +391,25 @@ class PluginHost:
                 self._add(info.problems, info, f"operation {e}")
             else:
                 provides.operations.append(op.method)
+        for connector in staged.connectors:
+            try:
+                ext.connectors.add(info.name, connector)
+            except ValueError as e:
+                self._add(info.problems, info, str(e))
+            else:
+                provides.connectors.append(connector.name)
+        for path, app in staged.mounts:
+            if any(_overlap(path, taken) for taken in ext.mounts):
+                self._add(info.problems, info, f"mount {path!r} is left out: the path is taken")
+            else:
+                ext.mounts[path] = app
+                provides.mounts.append(path)
+        for preset in staged.presets:
+            if preset.name in ext.presets:
+                self._clash(info, "preset", preset.name, "")
+            else:
+                ext.presets[preset.name] = preset
+                provides.presets.append(preset.name)
         if staged.topics is not None:
             self.families[info.name] = self._family(info, staged.topics)
             EVENTS[info.name] = {cls.NAME: cls for cls in staged.topics.events}
@@ -439,9 +469,11 @@ class PluginHost:
         await self._call_all("startup", self._in_order())
         for name in self._in_order():
             self._hubs[name]._start_timers()
+        self.extensions.connectors.start()
 
     async def shutdown(self) -> None:
-        """Call `shutdown` of all plugins, each with its time limit, then end their background work; never raises."""
+        """Stop connectors, call `shutdown` of all plugins with a time limit each, end their work; it never raises."""
+        await self.extensions.connectors.stop()
         names = self._in_order()[::-1]
         await self._call_all("shutdown", names)
         tasks = [task for name in names for task in self._hubs[name]._cut()]
@@ -496,6 +528,14 @@ class PluginHost:
             self.extensions.drop_provider(provider)
         for kind in info.provides.kinds:
             self.extensions.kinds.pop(kind, None)
+        for path in info.provides.mounts:
+            self.extensions.mounts.pop(path, None)
+        for preset in info.provides.presets:
+            self.extensions.presets.pop(preset, None)
+        for connector in self.extensions.connectors.of(name):
+            task = asyncio.ensure_future(self.extensions.connectors.drop(connector))
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
         info.provides = Provides()
         self.registry.fail(name, reason)
         self._hubs[name]._cut()
@@ -599,6 +639,10 @@ def _find_hooks(plugin: object) -> dict[str, Callable[..., Any]]:
 
 def _without_hub(function: Callable[[], Any]) -> Callable[[Any], Any]:
     return lambda hub: function()
+
+
+def _overlap(path: str, other: str) -> bool:
+    return f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/")
 
 
 def _dist(ep: EntryPoint) -> tuple[str, str]:

@@ -14,9 +14,12 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from msgspec import Struct
+
+from sag.hooks.connector import Connector
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import HttpProvider, Model, Provider, StreamProvider
-from sag.hooks.tool import Tool
+from sag.hooks.tool import Policy, Tool
 from sag.ops.dispatch import User
 from sag.ops.operation import Operation, bind
 from sag.schema.events import EVENTS, Event
@@ -28,9 +31,11 @@ S = TypeVar("S")
 Json = dict[str, Any]
 Fold = Callable[[Json, str, Any], None]
 When = Literal["queue", "steer", "interrupt", "reject"]
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 Report = Callable[[Literal["note", "problem"], str], None]
 
 KEY_LENGTH = 200
+CONNECTOR_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
@@ -78,11 +83,65 @@ class Services(Protocol):
     async def start_run(self, user: User, params: Json) -> Json:
         """Start a run as the operation `run.start` does, and give its result."""
 
+    async def call(self, user: User, client: str, method: str, params: Json) -> Any:
+        """Call an operation in a user's name, as a client does, and give its result.
+
+        Raises:
+            Fault: What the operation raises; rpc.method where there is none.
+        """
+
+    async def state(self, owner: str, topic: str) -> Json:
+        """A copy of a topic's committed state.
+
+        Raises:
+            Fault: topic.unknown.
+        """
+
+    async def secret_get(self, space: str, key: str) -> str | None:
+        """A secret of a plugin, or None."""
+
+    async def secret_put(self, space: str, key: str, value: str | None) -> None:
+        """Keep a secret, encrypted; None forgets it."""
+
+    def add_connector(self, plugin: str, connector: Connector) -> None:
+        """Start a connector while the hub runs.
+
+        Raises:
+            ValueError: Its name is taken.
+        """
+
+    async def drop_connector(self, plugin: str, name: str) -> None:
+        """Stop a connector and forget it; one that is not there is no error."""
+
+    def connectors(self) -> Mapping[str, Connector]:
+        """All connectors by name, whoever brought them."""
+
+    def tools(self) -> Sequence[Tool]:
+        """All tools that runs are offered: those of plugins and of connectors."""
+
+    async def decide(self, user: User, client: str, tool: Tool) -> Policy:
+        """Whether a call of a tool goes ahead, asks a person first or is refused, by all policies that are in force."""
+
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of a provider's models."""
 
     def http(self, trusted: bool) -> httpx.AsyncClient:
         """The shared client, guarded unless it is for URLs that an administrator configured; not closed by plugins."""
+
+
+class Preset(Struct, omit_defaults=True):
+    """Config that people choose by a name.
+
+    Attributes:
+        name: What tells it apart.
+        title, description: For people.
+        config: A patch on a conversation's config.
+    """
+
+    name: str
+    title: str
+    config: Json
+    description: str = ""
 
 
 class TopicFamily:
@@ -102,6 +161,9 @@ class Staged:
         self.providers: list[Provider] = []
         self.kinds: list[RunKind] = []
         self.operations: list[Operation] = []
+        self.connectors: list[Connector] = []
+        self.mounts: list[tuple[str, Asgi]] = []
+        self.presets: list[Preset] = []
         self.topics: TopicFamily | None = None
 
 
@@ -130,6 +192,25 @@ class KeyValue:
     async def list(self, prefix: str = "") -> dict[str, Any]:
         """Keys that begin with `prefix`, and their values, ordered by key."""
         return await self._hub._live.kv_list(self._hub.name, prefix)
+
+
+class Secrets:
+    """A plugin's own secrets: encrypted where they are kept, and in no export, log or listing."""
+
+    def __init__(self, hub: Hub[Any]) -> None:
+        self._hub = hub
+
+    async def get(self, key: str) -> str | None:
+        """The secret, or None where there is none, or where the key that it was encrypted with is gone."""
+        return await self._hub._live.secret_get(self._hub.name, _check_key(key))
+
+    async def put(self, key: str, value: str) -> None:
+        """Keep a secret; it is durable when this returns."""
+        await self._hub._live.secret_put(self._hub.name, _check_key(key), value)
+
+    async def delete(self, key: str) -> None:
+        """Forget a secret; one that is not there is no error."""
+        await self._hub._live.secret_put(self._hub.name, _check_key(key), None)
 
 
 class PluginTopic:
@@ -165,8 +246,9 @@ class PluginTopic:
 class Hub(Generic[S]):
     """A plugin's side of the hub, given to its hooks.
 
-    What is added counts only while `register` runs. What needs the running hub (`kv`, `http`, `spawn`, `topic`,
-    `subscribe`, `patch`, `start_run`, `set_models`) works from `startup` on, and raises RuntimeError before.
+    What is added counts only while `register` runs, connectors excepted. What needs the running hub (`kv`, `secrets`,
+    `http`, `spawn`, `topic`, `subscribe`, `state`, `call`, `start_run`, `tools` …) works from `startup` on, and
+    raises RuntimeError before.
 
     Attributes:
         name: The plugin's name, that of its entry point.
@@ -174,6 +256,7 @@ class Hub(Generic[S]):
         env: The environment, `.env` included.
         log: Its logger, `sag.plugin.<name>`.
         kv: Its own durable keys.
+        secrets: Its own secrets.
     """
 
     def __init__(
@@ -184,6 +267,7 @@ class Hub(Generic[S]):
         self.env = env
         self.log = logging.getLogger(f"sag.plugin.{name}")
         self.kv = KeyValue(self)
+        self.secrets = Secrets(self)
         self._report = report
         self._staged = Staged()
         self._refusal = ""
@@ -251,6 +335,46 @@ class Hub(Generic[S]):
         """
         op = bind(function, self.name)
         self._stage(self._staged.operations, op, op.method)
+
+    def add_connector(self, connector: Connector) -> None:
+        """Add a source of tools that comes and goes. In `register` it is started after `startup`, later at once.
+
+        Raises:
+            TypeError: It is no `Connector`.
+            ValueError: Its name is none that a connector can have, or is taken.
+        """
+        given: object = connector
+        if isinstance(given, type) or not isinstance(given, Connector):
+            raise TypeError(f"add_connector takes a Connector, not {_what(given)}")
+        if not CONNECTOR_NAME.fullmatch(connector.name):
+            raise ValueError(
+                f"{connector.name!r} is no connector's name: a letter, then at most 39 letters, digits, _ or -"
+            )
+        if self._services is not None:
+            self._services.add_connector(self.name, connector)
+            return
+        with self._lock:
+            self._check_open()
+            self._staged.connectors.append(connector)
+
+    def add_mount(self, path: str, app: Asgi) -> None:
+        """Serve an ASGI application at a path and below it.
+
+        The hub checks Host, Origin and credentials first; `scope["state"]["user"]` is the `User`, `["client"]` the
+        client id that the request names. Lifespan events are not passed on.
+
+        Raises:
+            ValueError: The path does not begin with a slash, or ends with one.
+        """
+        if not path.startswith("/") or path.endswith("/"):
+            raise ValueError(f"{path!r} is no path to mount at")
+        with self._lock:
+            self._check_open()
+            self._staged.mounts.append((path, app))
+
+    def add_preset(self, name: str, title: str, config: Json, description: str = "") -> None:
+        """Offer a conversation's config under a name, such as a system prompt for a kind of work."""
+        self._stage(self._staged.presets, Preset(name, title, config, description), name)
 
     def add_topic(self, state: Json, fold: Fold, events: Sequence[type[Event]]) -> None:
         """Declare the plugin's topics, `<plugin>:<id>`; a plugin has one family.
@@ -379,6 +503,40 @@ class Hub(Generic[S]):
         given = {"conv": conv, "kind": kind, "config": config, "when": when, "key": key}
         parts = [{"kind": "text", "text": input}] if isinstance(input, str) else input
         return await self._live.start_run(user, {"input": parts} | {k: v for k, v in given.items() if v is not None})
+
+    async def call(self, user: User, method: str, params: Json | None = None, *, client: str = "") -> Any:
+        """Call an operation in a user's name, as a client does, and give its result.
+
+        Raises:
+            Fault: What the operation raises; rpc.method where there is none.
+        """
+        return await self._live.call(user, client, method, params or {})
+
+    async def state(self, owner: str, name: str) -> Json:
+        """A copy of a topic's committed state; owner and name as in `subscribe`.
+
+        Raises:
+            Fault: topic.unknown.
+        """
+        return await self._live.state(owner, name)
+
+    async def drop_connector(self, name: str) -> None:
+        """Stop one of this plugin's connectors and forget it; one that is not there is no error."""
+        await self._live.drop_connector(self.name, name)
+
+    @property
+    def connectors(self) -> Mapping[str, Connector]:
+        """All connectors by name, whoever brought them."""
+        return self._live.connectors()
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """All tools that runs are offered: those of plugins and of connectors."""
+        return self._live.tools()
+
+    async def decide(self, user: User, tool: Tool, *, client: str = "") -> Policy:
+        """Whether a call of a tool goes ahead, asks a person first or is refused, by all policies that are in force."""
+        return await self._live.decide(user, client, tool)
 
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of the models of one of this plugin's providers.

@@ -6,18 +6,90 @@ Above: the plugin host registers them, the engine's toolbox calls them. Nothing 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol, get_type_hints, overload
 
 import msgspec
+from msgspec import Struct, field
 
 from sag.errors import Fault
 from sag.ops.dispatch import DECODE_ERRORS, User, params_fault
 
 Risk = Literal["read", "write", "danger"]
+Policy = Literal["auto", "ask", "deny"]
 Json = dict[str, Any]
+
+
+class TextContent(Struct, tag="text", tag_field="kind"):
+    """Text."""
+
+    text: str
+
+
+class BlobContent(Struct, tag="blob", tag_field="kind", omit_defaults=True):
+    """Bytes: an image, sound, any file. The hub keeps them and tells devices a `ref`."""
+
+    mime: str
+    data: bytes
+    name: str = ""
+
+
+class LinkContent(Struct, tag="link", tag_field="kind", omit_defaults=True):
+    """Something that can be had elsewhere."""
+
+    uri: str
+    name: str = ""
+    title: str = ""
+    description: str = ""
+    mime: str = ""
+
+
+class TableContent(Struct, tag="table", tag_field="kind", omit_defaults=True):
+    """Rows of plain values."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    title: str = ""
+
+
+Content = TextContent | BlobContent | LinkContent | TableContent
+
+
+class Result(Struct):
+    """What a tool gives where text or plain JSON is not enough.
+
+    Attributes:
+        content: For people and for the model, in order.
+        data: The same as JSON, where there is a form for it.
+    """
+
+    content: list[Content] = field(default_factory=list)
+    data: Any = None
+
+
+class SampleMessage(Struct):
+    """A message of what a tool asks the model."""
+
+    role: Literal["user", "assistant"]
+    content: list[Content]
+
+
+class Sampled(Struct):
+    """What the model answered a tool.
+
+    Attributes:
+        text: The answer.
+        model: Which model, `provider/model`.
+        finish: stop, length or refused.
+    """
+
+    text: str
+    model: str
+    finish: str
 
 
 class ToolError(Exception):
@@ -65,6 +137,24 @@ class ToolContext(Protocol):
             The choice and, of a form, its data; the choice is None when nobody answered in time.
         """
 
+    async def output(self, text: str) -> None:
+        """Show more of what the tool writes while it works, on every device; the model does not read it."""
+
+    async def sample(
+        self,
+        messages: Sequence[SampleMessage],
+        *,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: list[str] | None = None,
+    ) -> Sampled:
+        """Ask the run's model something, once a person has allowed it; it is a step of the run.
+
+        Raises:
+            ToolError: It was denied, or the model failed.
+        """
+
     async def patch(self, scope: str, patch: Json) -> Json:
         """Patch config as the user could: `run:<id>`, `conv:<id>`, `client:<id>`; gives the effective config."""
 
@@ -78,8 +168,12 @@ class Tool:
         input: JSON Schema of the arguments, an object.
         risk: read, write or danger; danger asks a person first.
         idempotent: Whether running it again after a cut does no harm.
-        timeout_s: How long a call may take.
+        timeout_s: How long a call may take; one that tells progress or asks may take up to `longest_s`.
         origin: The plugin or connector it comes from.
+        connector: The same where it is a connector, else "".
+        title: What people call it.
+        output: JSON Schema of what it gives, where it is known.
+        policy: What an administrator decided of it, whatever its risk; None leaves that to the risk.
     """
 
     def __init__(
@@ -94,11 +188,33 @@ class Tool:
         idempotent: bool = False,
         timeout_s: float = 60.0,
         origin: str = "",
+        connector: str = "",
+        title: str = "",
+        output: Json | None = None,
+        policy: Policy | None = None,
+        longest_s: float = 300.0,
     ) -> None:
         self.name, self.description, self.input = name, description, input
-        self.risk, self.idempotent, self.timeout_s, self.origin = risk, idempotent, timeout_s, origin
+        self.risk, self.idempotent, self.timeout_s, self.origin = risk, idempotent, timeout_s, origin or connector
+        self.connector, self.title, self.output, self.policy = connector, title, output, policy
+        self.longest_s = max(longest_s, timeout_s)
         self._call = call
         self._check = check
+
+    @property
+    def key(self) -> str:
+        """What tells it apart from all other tools: `connector/name`, or the name of a tool of no connector."""
+        return f"{self.connector}/{self.name}" if self.connector else self.name
+
+    @cached_property
+    def definition(self) -> Json:
+        """What a person who approves it approves: description, input and risk."""
+        return {"description": self.description, "input": self.input, "risk": self.risk}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this definition from a changed one."""
+        return hashlib.sha256(msgspec.json.encode(self.definition, order="deterministic")).hexdigest()[:16]
 
     def check(self, args: Any) -> Any:
         """The arguments as the tool takes them.
@@ -205,3 +321,17 @@ def check_schema(schema: Json, value: Any, kind: str = "rpc.params") -> Any:
     if error is not None:
         raise Fault(kind, error.message[:500], path=error.json_path)
     return value
+
+
+def plain_json(value: Any) -> Any:
+    """A tool's value as plain JSON.
+
+    Raises:
+        ToolError: It is none.
+    """
+    try:
+        plain = msgspec.to_builtins(value, str_keys=True)
+        msgspec.json.encode(plain)
+    except (TypeError, ValueError, RecursionError, UnicodeError) as e:
+        raise ToolError(f"The tool's result cannot be shown: {e}") from None
+    return plain

@@ -221,7 +221,7 @@ class PartDrop(Event):
 
 @event("conv", "tool.open")
 class ToolOpen(Event):
-    """A tool call begins; `origin` names the connector or plugin."""
+    """A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector."""
 
     call: str
     run: str
@@ -231,6 +231,8 @@ class ToolOpen(Event):
     risk: str
     ts: int
     step: int | None = None
+    connector: str | None = None
+    title: str | None = None
 
 
 @event("conv", "tool.progress", "state", "call")
@@ -245,7 +247,7 @@ class ToolProgress(Event):
 
 @event("conv", "tool.close")
 class ToolClose(Event):
-    """A call ended. `ms` is how long it took."""
+    """A call ended. `ms` is how long it took, `ref` the file that holds the whole of a result that is shown cut."""
 
     call: str
     status: ToolStatus

@@ -108,7 +108,8 @@ async def test_danger_asks_first_and_the_answer_decides(bench: Any) -> None:
     started = await hub.start("go")
     state = await hub.until(started["conv"], lambda s: s["asks"])
     ((ask, opened),) = state["asks"].items()
-    assert opened["subject"] == {"tool": "launch", "args": {"what": "a rocket"}}
+    subject = {"tool": "launch", "key": "launch", "origin": "", "args": {"what": "a rocket"}, "risk": "danger"}
+    assert opened["subject"] == subject
     assert not CALLED
     await hub.until(started["conv"], lambda s: s["runs"][started["run"]]["status"] == "waiting")
     with pytest.raises(Fault, match="Choose one of"):

@@ -55,7 +55,7 @@ def test_a_steer_comes_after_the_last_tool_result() -> None:
     )
     messages = build(state, "r1", None, legal_name)
     assert [m.role for m in messages] == ["user", "assistant", "tool", "user"]
-    assert messages[1].calls[0].name == "a_b"
+    assert messages[1].calls[0].name == legal_name("a.b")
     assert (messages[2].call, messages[2].text) == ("k1", '{"y":2}')
 
 
@@ -89,11 +89,12 @@ async def _nothing(args: Any, ctx: Any) -> None:
 
 
 def test_names_are_legal_and_unique_and_switched_tools_are_gone() -> None:
-    tools = {n: Tool(n, "", {"type": "object"}, _nothing) for n in ("a.b", "a/b", "c")}
+    tools = [Tool(n, "", {"type": "object"}, _nothing) for n in ("a.b", "a/b", "c", "d")]
     box = Toolbox(tools, None, {"c": False})
-    assert [s.name for s in box.specs()] == ["a_b", "a_b_2"]
-    found = box.find("a_b_2")
+    dotted, slashed, plain = [s.name for s in box.specs()]
+    assert (dotted[:4], slashed[:4], plain) == ("a_b_", "a_b_", "d")
+    assert dotted != slashed
+    found = box.find(slashed)
     assert found is not None
     assert found.name == "a/b"
-    assert box.legal("a/b") == "a_b_2"
     assert box.find("c") is None

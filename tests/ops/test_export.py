@@ -349,9 +349,10 @@ async def record(app: App) -> Client:
     await client.ask("config.get", scope=f"conv:{conv}")
     for method in ("user.me", "plugin.list", "model.list", "tool.list", "token.list", "conversation.list", "run.list"):
         await client.ask(method)
-    for method in ("model.facets", "usage.get"):
+    for method in ("model.facets", "usage.get", "tool.policy.list", "preset.list", "resource.list"):
         await client.ask(method)
     await client.ask("model.check", model="demo/scripted")
+    await client.ask("tool.policy.set", tool="note_delete", policy="ask")
     await client.ask("conversation.get", conv=conv)
     await client.ask("conversation.update", conv=conv, title="Dice")
     await client.ask("message.list", conv=conv)
@@ -405,7 +406,8 @@ async def test_what_the_hub_sends_is_what_the_schema_says(app: App, schema: Json
     assert ("client", "config") in told
     answered = {client.asked[f["id"]] for f in client.wire.sent if "result" in f}
     left = set(schema["x-operations"]) - answered
-    assert left == {"run.cancel", "run.resume", "token.drop", "auth.refresh", "model.generation"}, left
+    of_connectors = {"prompt.get", "prompt.complete", "resource.read"}
+    assert left == of_connectors | {"run.cancel", "run.resume", "token.drop", "auth.refresh", "model.generation"}, left
 
 
 async def test_the_hub_serves_its_own_documents_with_what_plugins_brought(app: App) -> None:

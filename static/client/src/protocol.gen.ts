@@ -32,12 +32,15 @@ export type ErrorKind =
   | 'model.unknown'
   | 'generation.unknown'
   | 'tool.unknown'
+  | 'connector.unknown'
   | 'file.unknown'
   | 'token.unknown'
   | 'route.unknown'
   | 'method.denied'
   | 'request.timeout'
   | 'body.timeout'
+  | 'connector.exists'
+  | 'connector.fixed'
   | 'run.busy'
   | 'run.closed'
   | 'run.state'
@@ -56,6 +59,7 @@ export type ErrorKind =
   | 'inflight.limit'
   | 'connection.limit'
   | 'request.cancelled'
+  | 'connector.failed'
   | 'provider.protocol'
   | 'provider.disconnected'
   | 'provider.truncated'
@@ -193,6 +197,20 @@ export interface ClientTool {
   timeout_ms?: number;
   /** Default `'read'`. */
   risk?: string;
+}
+
+/** What to go on with: the prompt's or template's name, the argument, and what was typed of it. */
+export interface Complete {
+  connector: string;
+  kind: 'prompt' | 'resource';
+  name: string;
+  argument: string;
+  value?: string;
+}
+
+/** What the argument may go on with. */
+export interface Completions {
+  values: string[];
 }
 
 /** A step has started on this revision. */
@@ -667,11 +685,66 @@ export interface PluginListed {
   plugins: PluginInfo[];
 }
 
+/** What is decided now. */
+export interface PolicyAnswer {
+  tool: string;
+  policy: 'ask' | 'auto' | 'deny' | null;
+}
+
+/** What the user decided. */
+export type PolicyList = Record<string, never>;
+
+/** What to decide of a tool (its key) or a connector (its name); null takes it back. */
+export interface PolicySet {
+  tool: string;
+  policy?: 'ask' | 'auto' | 'deny' | null;
+  key?: string | null;
+}
+
+/** What a user decided of a tool or a connector, on all devices. */
+export interface PolicyView {
+  /** The tool's key, or the connector's name. */
+  key: string;
+  /** auto, ask or deny. */
+  policy: 'ask' | 'auto' | 'deny';
+  /** When, Unix ms. */
+  ts: number;
+  /** The tool's definition has changed since, so that it asks. Default `false`. */
+  changed?: boolean;
+  /** There is no such tool or connector now. Default `false`. */
+  gone?: boolean;
+}
+
+/** What the user decided, by key. */
+export interface PolicyViews {
+  policies: PolicyView[];
+}
+
 /** Where a client stands in a topic, or from where it wants to begin. */
 export interface Position {
   gen?: string | null;
   off?: number | null;
   from?: 'head' | 'snapshot' | null;
+}
+
+/** Config that people choose by a name. */
+export interface Preset {
+  /** What tells it apart. */
+  name: string;
+  /** For people. */
+  title: string;
+  /** A patch on a conversation's config. */
+  config: Json;
+  /** For people. */
+  description?: string;
+}
+
+/** All presets. */
+export type PresetList = Record<string, never>;
+
+/** Presets that plugins offer. */
+export interface PresetViews {
+  presets: Preset[];
 }
 
 /** What tokens cost, in US dollars per million. */
@@ -688,18 +761,55 @@ export interface Price {
   long?: LongPrice;
 }
 
-/** Names of what a plugin brings; `topics` holds its family, if it has one. */
+/** Which prompt of which connector, with its arguments. */
+export interface PromptGet {
+  connector: string;
+  name: string;
+  arguments?: Record<string, string>;
+}
+
+/** A prompt that was filled in: messages of `role` and text, as the composer takes them. */
+export interface PromptText {
+  messages: Json[];
+}
+
+/** Names of what a plugin brings when it is loaded; `topics` holds its family, if it has one. */
 export interface Provides {
   tools?: string[];
   providers?: string[];
   kinds?: string[];
   operations?: string[];
+  connectors?: string[];
+  mounts?: string[];
+  presets?: string[];
   topics?: string[];
 }
 
 /** The token was taken; in how many ms it expires, null for never. */
 export interface Refreshed {
   expires_ms: number | null;
+}
+
+/** What a resource holds: items of kind `text`, `image`, `file` … */
+export interface ResourceContent {
+  content: Json[];
+}
+
+/** Resources of one connector, or of all. */
+export interface ResourceList {
+  connector?: string | null;
+}
+
+/** Which resource of which connector. What is no text is kept as a file of the user's. */
+export interface ResourceRead {
+  connector: string;
+  uri: string;
+  key?: string | null;
+}
+
+/** Resources and templates, each with its `connector`. */
+export interface ResourceViews {
+  resources: Json[];
 }
 
 /** The session to go on with. */
@@ -1023,7 +1133,7 @@ export interface ToolCall {
   redelivered: boolean;
 }
 
-/** A call ended. `ms` is how long it took. */
+/** A call ended. `ms` is how long it took, `ref` the file that holds the whole of a result that is shown cut. */
 export interface ToolClose {
   call: string;
   status: 'cancelled' | 'denied' | 'error' | 'invalid' | 'lost' | 'ok' | 'timeout';
@@ -1033,21 +1143,13 @@ export interface ToolClose {
   ref?: string | null;
 }
 
-/** A tool of the hub; `input` is the JSON Schema of its arguments. */
-export interface ToolInfo {
-  name: string;
-  description: string;
-  origin: string;
-  risk: string;
-  input: Json;
+/** Whose tools: all, or those of one connector or plugin; `client` is the device that is asked for. */
+export interface ToolList {
+  origin?: string | null;
+  client?: string | null;
 }
 
-/** The hub's tools. */
-export interface ToolListed {
-  tools: ToolInfo[];
-}
-
-/** A tool call begins; `origin` names the connector or plugin. */
+/** A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector. */
 export interface ToolOpen {
   call: string;
   run: string;
@@ -1057,6 +1159,8 @@ export interface ToolOpen {
   risk: string;
   ts: number;
   step?: number | null;
+  connector?: string | null;
+  title?: string | null;
 }
 
 /** How far a call is. */
@@ -1065,6 +1169,37 @@ export interface ToolProgress {
   done: number;
   total?: number | null;
   text?: string | null;
+}
+
+/** A tool. */
+export interface ToolView {
+  /** What tells it apart. */
+  key: string;
+  /** Of its definition. */
+  name: string;
+  /** Of its definition. */
+  description: string;
+  /** Of its definition. */
+  origin: string;
+  /** Of its definition. */
+  risk: string;
+  /** JSON Schema of its arguments. */
+  input: Json;
+  /** Whether runs of the device are offered it. */
+  enabled: boolean;
+  /** Whether calls from the device go ahead, ask first or are refused. */
+  policy: 'ask' | 'auto' | 'deny';
+  /** Of its definition. */
+  title?: string;
+  /** The same as `origin` where that is a connector. */
+  connector?: string;
+  /** Its definition is another than the one that was allowed for always. Default `false`. */
+  changed?: boolean;
+}
+
+/** Tools, those of plugins first. */
+export interface ToolViews {
+  tools: ToolView[];
 }
 
 /** A subscription ended. After `gen` and `behind` the client subscribes again. */
@@ -1215,6 +1350,16 @@ export interface Operations {
   'model.list': { params: ModelList; result: ModelListed };
   /** The plugins, what each brings, and what is wrong with it. */
   'plugin.list': { params: Nothing; result: PluginListed };
+  /** Presets: config of a conversation that people choose by a name. */
+  'preset.list': { params: PresetList; result: PresetViews };
+  /** What an argument of a prompt or of a resource's template may go on with. */
+  'prompt.complete': { params: Complete; result: Completions };
+  /** Fill in a prompt of a connector. The topic `hub` tells which there are. */
+  'prompt.get': { params: PromptGet; result: PromptText };
+  /** Resources that connectors can read. */
+  'resource.list': { params: ResourceList; result: ResourceViews };
+  /** Read a resource of a connector. */
+  'resource.read': { params: ResourceRead; result: ResourceContent };
   /** End a run; what came stays. */
   'run.cancel': { params: RunCancel; result: RunCancelled };
   /** A run's transcript as a document. */
@@ -1233,8 +1378,12 @@ export interface Operations {
   'token.list': { params: Nothing; result: TokenListed };
   /** Make an API token; its text is shown here and never again. */
   'token.new': { params: TokenNew; result: TokenMade };
-  /** The hub's tools. */
-  'tool.list': { params: Nothing; result: ToolListed };
+  /** The tools that runs are offered, and what is decided of each. */
+  'tool.list': { params: ToolList; result: ToolViews };
+  /** What the user decided of tools, on all devices. */
+  'tool.policy.list': { params: PolicyList; result: PolicyViews };
+  /** Decide on all devices whether calls of a tool or a connector go ahead, ask first or are refused. */
+  'tool.policy.set': { params: PolicySet; result: PolicyAnswer };
   /** What model rounds took: tokens, and money where prices are known. */
   'usage.get': { params: UsageGet; result: UsageReport };
   /** Who the caller is. */
