@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.applications import Starlette
@@ -39,7 +40,7 @@ from sag.engine.transport import Transport
 from sag.errors import Fault, StartError
 from sag.hooks.connector import Connector
 from sag.hooks.host import Extensions, PluginHost
-from sag.hooks.hub import Services
+from sag.hooks.hub import ModelPlace, Services
 from sag.hooks.provider import HttpProvider, Model
 from sag.hooks.tool import Policy, Tool
 from sag.hooks.watchdog import Watchdog
@@ -373,10 +374,10 @@ class PluginServices(Services):
         await tx.submit()
         return off
 
-    async def follow(self, owner: str, topic: str) -> AsyncIterator[tuple[str, Any]]:
+    async def follow(self, owner: str, topic: str, after: int | None) -> AsyncIterator[tuple[str, Any]]:
         topics = self._app.topics
         found: Topic = await (resolve(topics, User(owner, owner), topic) if owner else topics.get("", topic))
-        follower = Follower(topics, found, found.head)
+        follower = Follower(topics, found, found.head if after is None else after)
         try:
             while follower.reason is None:
                 while entries := await follower.next():
@@ -428,6 +429,11 @@ class PluginServices(Services):
 
     async def decide(self, user: User, client: str, tool: Tool) -> Policy:
         return (await self._app.engine.verdict(user, client, tool)).policy
+
+    def where(self, model: str | None) -> ModelPlace:
+        _, provider, id = self._app.engine.models.resolve(model)
+        url = urlsplit(str(getattr(provider, "base_url", "")))
+        return ModelPlace(provider.name, id, url._replace(netloc=url.netloc.rpartition("@")[2]).geturl())
 
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         self._app.extensions.set_models(provider, models)

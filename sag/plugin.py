@@ -10,7 +10,7 @@ from sag.engine.ends import RunEnded, RunLimit
 from sag.engine.run import Answer, Run, Step
 from sag.errors import Fault
 from sag.hooks.connector import Connector, Health, Prompt, PromptArgument, PromptMessage, Resource
-from sag.hooks.hub import Hub, KeyValue, PluginTopic, Preset, Secrets
+from sag.hooks.hub import Hub, KeyValue, ModelPlace, PluginTopic, Preset, Secrets
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
     Ability,
@@ -90,6 +90,7 @@ __all__ = [
     "LongPrice",
     "Message",
     "Model",
+    "ModelPlace",
     "ModelRequest",
     "Params",
     "Part",

@@ -66,8 +66,8 @@ class Services(Protocol):
             The event's offset; of one of class ephemeral, which is only passed on, the topic's head.
         """
 
-    def follow(self, owner: str, topic: str) -> AsyncIterator[tuple[str, Any]]:
-        """Events as (name, d) from now on, on a cursor: none is missed, however slowly they are read.
+    def follow(self, owner: str, topic: str, after: int | None) -> AsyncIterator[tuple[str, Any]]:
+        """Events as (name, d) after an offset, or from now on, on a cursor: none is missed, however slow the reader.
 
         Raises:
             Fault: topic.unknown, at the first step.
@@ -122,6 +122,13 @@ class Services(Protocol):
     async def decide(self, user: User, client: str, tool: Tool) -> Policy:
         """Whether a call of a tool goes ahead, asks a person first or is refused, by all policies that are in force."""
 
+    def where(self, model: str | None) -> ModelPlace:
+        """Where a model is reached; None stands for the default.
+
+        Raises:
+            Fault: model.unknown.
+        """
+
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of a provider's models."""
 
@@ -142,6 +149,20 @@ class Preset(Struct, omit_defaults=True):
     title: str
     config: Json
     description: str = ""
+
+
+class ModelPlace(Struct):
+    """Where a model is reached.
+
+    Attributes:
+        provider: Who serves it.
+        model: As its vendor calls it.
+        base_url: The vendor's address, "" where the provider has none.
+    """
+
+    provider: str
+    model: str
+    base_url: str
 
 
 class TopicFamily:
@@ -452,17 +473,18 @@ class Hub(Generic[S]):
         """The plugin's topic `<plugin>:<id>`, to publish to."""
         return PluginTopic(self, id)
 
-    def subscribe(self, owner: str, name: str) -> AsyncIterator[tuple[str, Any]]:
-        """Events of any topic as (name, d), from now on, on a cursor; none is missed, however slowly they are read.
+    def subscribe(self, owner: str, name: str, *, after: int | None = None) -> AsyncIterator[tuple[str, Any]]:
+        """Events of any topic as (name, d), on a cursor; none is missed, however slowly they are read.
 
         Args:
             owner: The user's id; "" for a topic that is everybody's (`hub`).
             name: The topic's full name, `conv:c7`, `user:me`.
+            after: From which offset on, such as one before the `at` that an operation answered; left out means now.
 
         Raises:
             Fault: topic.unknown, at the first step.
         """
-        return self._live.follow(owner, name)
+        return self._live.follow(owner, name, after)
 
     async def patch(self, user: User, scope: str, patch: Json) -> Json:
         """Patch config (`run:<id>`, `conv:<id>`, `client:<id>`) as the user could; gives the effective config.
@@ -537,6 +559,14 @@ class Hub(Generic[S]):
     async def decide(self, user: User, tool: Tool, *, client: str = "") -> Policy:
         """Whether a call of a tool goes ahead, asks a person first or is refused, by all policies that are in force."""
         return await self._live.decide(user, client, tool)
+
+    def where(self, model: str | None = None) -> ModelPlace:
+        """Where a model is reached, by its full name; None stands for the hub's default.
+
+        Raises:
+            Fault: model.unknown.
+        """
+        return self._live.where(model)
 
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of the models of one of this plugin's providers.

@@ -458,7 +458,7 @@ async def test_a_page_whose_origin_is_not_listed_is_refused():
 # --- the programs of the guides ---
 
 
-@pytest.mark.parametrize("page", ["test-a-plugin", "write-a-provider", "write-a-run-kind"])
+@pytest.mark.parametrize("page", ["test-a-plugin", "write-a-provider", "write-a-run-kind", "write-a-connector"])
 def test_the_programs_of_a_guide_pass_their_tests(page, tmp_path):
     for text in blocks(DOCS / "how-to" / f"{page}.md", "python"):
         path = tmp_path / text.partition("\n")[0].removeprefix("# ")
