@@ -207,7 +207,8 @@ class Tools:
         tool = next((t for t in self._engine.extensions.offered() if t.key == params.tool), None)
         if tool is None and params.tool not in self._engine.extensions.connectors:
             raise Fault("tool.unknown", f"There is no tool and no connector {params.tool!r}.")
-        approvals.remember(call.tx, call.me, params.tool, params.policy, tool)
+        shown = (tool.fingerprint, tool.definition) if tool is not None else (None, None)
+        approvals.remember(call.tx, call.me, params.tool, params.policy, *shown)
         return PolicyAnswer(params.tool, params.policy)
 
     @operation("preset.list", who="user", rest="GET /api/presets")

@@ -98,11 +98,19 @@ class Approvals:
                 return Verdict(kept.policy)
         return Verdict(tool.policy or ("ask" if tool.risk == "danger" else "auto"))
 
-    def remember(self, tx: Transaction, user: User, key: str, policy: Policy, tool: Tool | None) -> None:
-        """Keep a decision with a transaction; `auto` of a tool holds for its definition of now."""
+    def remember(
+        self,
+        tx: Transaction,
+        user: User,
+        key: str,
+        policy: Policy,
+        fingerprint: str | None = None,
+        definition: Json | None = None,
+    ) -> None:
+        """Keep a decision with a transaction; `auto` of a tool holds for the definition of this fingerprint."""
         kept = Remembered(policy, now_ms())
-        if tool is not None and policy == "auto":
-            kept.fingerprint, kept.definition = tool.fingerprint, tool.definition
+        if policy == "auto":
+            kept.fingerprint, kept.definition = fingerprint, definition
         self._kv.write(tx, SPACE, f"{user.id} {key}", msgspec.to_builtins(kept))
         tx.after(lambda: self._kept.__setitem__((user.id, key), kept))
 

@@ -631,11 +631,14 @@ class Engine:
             tool = run.tool(key) if run is not None else None
             if choice != "deny" and data and "args" in data:
                 close.args = _edited(tool, data["args"])
+            # What was shown is what is allowed, whatever the tool has become meanwhile.
             if choice == "allow_run":
-                print = tool.fingerprint if tool is not None else True
-                tx.append(topic, RunPatch(opened["run"], {"allow": {key: print}}))
+                tx.append(topic, RunPatch(opened["run"], {"allow": {key: subject.get("fingerprint", True)}}))
             if choice == "allow_always":
-                self.approvals.remember(tx, user, key, "auto", tool)
+                definition = {"input": opened.get("schema"), "risk": subject.get("risk")}
+                if tool is not None and tool.fingerprint == subject.get("fingerprint"):
+                    definition = tool.definition
+                self.approvals.remember(tx, user, key, "auto", subject.get("fingerprint"), definition)
         elif opened["kind"] == "form" and choice == opened["options"][0]:
             close.data = check_schema(opened.get("schema") or {}, data if data is not None else {}, "ask.invalid")
         self._settle(tx, home, ask, close)

@@ -510,7 +510,14 @@ class Run:
             tx.append(self._topic, ToolClose(call, "denied", 0, error=error))
             return None
         if verdict.policy == "ask":
-            subject = {"tool": tool.name, "key": tool.key, "origin": tool.origin, "args": args, "risk": tool.risk}
+            subject = {
+                "tool": tool.name,
+                "key": tool.key,
+                "origin": tool.origin,
+                "args": args,
+                "risk": tool.risk,
+                "fingerprint": tool.fingerprint,
+            }
             if verdict.changed is not None:
                 subject["changed"] = {"before": verdict.changed, "after": tool.definition}
             title = f"Allow {tool.title or tool.name}?"

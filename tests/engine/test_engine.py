@@ -108,6 +108,8 @@ async def test_danger_asks_first_and_the_answer_decides(bench: Any) -> None:
     started = await hub.start("go")
     state = await hub.until(started["conv"], lambda s: s["asks"])
     ((ask, opened),) = state["asks"].items()
+    print_ = opened["subject"].pop("fingerprint")
+    assert print_ == hub.app.extensions.tools["launch"].fingerprint
     subject = {"tool": "launch", "key": "launch", "origin": "", "args": {"what": "a rocket"}, "risk": "danger"}
     assert opened["subject"] == subject
     assert not CALLED
