@@ -67,7 +67,7 @@ def find(url: str | None, token: str | None, data: str | None) -> Address:
     """The hub that a command is for, and the token to open it with.
 
     Args:
-        url: As given on the command line; else this machine's own hub, else the default address.
+        url: As given on the command line; else SAG_URL, else this machine's own hub, else the default address.
         token: As given; else SAG_TOKEN, else the own hub's, which no other hub is shown.
         data: The own hub's data folder, as given.
     """
@@ -78,7 +78,7 @@ def find(url: str | None, token: str | None, data: str | None) -> Address:
         settings.env = dict(os.environ)
     token = token or settings.env.get("SAG_TOKEN") or None
     own = own_hub(settings.data)
-    url = (url or "").rstrip("/")
+    url = (url or settings.env.get("SAG_URL") or "").rstrip("/")
     if own is not None and url in ("", own.url):
         return own._replace(token=token, data=None) if token else own
     return Address(url or f"http://127.0.0.1:{HubSettings().port}", token)

@@ -36,9 +36,11 @@ from sag.api.usage import Usages
 from sag.engine.budget import Budgets
 from sag.engine.engine import Engine
 from sag.engine.models import Models
+from sag.engine.toolbox import legal_name
 from sag.engine.transport import Transport
 from sag.errors import Fault, StartError
 from sag.hooks.connector import Connector
+from sag.hooks.connectors import shown_tool
 from sag.hooks.host import Extensions, PluginHost
 from sag.hooks.hub import ModelPlace, Services
 from sag.hooks.provider import HttpProvider, Model
@@ -117,7 +119,7 @@ class App:
             self.topics, self.extensions, self.transport, self.models, self.budgets, self.kv, self.blobs, settings
         )
         self.guard = Guard(settings, self.tokens, self.own_token)
-        self.hub = Hub(hub, self.topics, self.dispatcher, self.extensions.tools, self.guard.identify, __version__)
+        self.hub = Hub(hub, self.topics, self.dispatcher, self._tool_names, self.guard.identify, __version__)
         self.host = PluginHost(
             settings, self.registry, self.extensions, self.topics.families, on_change=lambda _: self._announce()
         )
@@ -305,8 +307,17 @@ class App:
         out: Json = {}
         for tool in self.extensions.tools.values():
             connector = out.setdefault(tool.origin, {"kind": "plugin", "status": "ready", "tools": {}})
-            connector["tools"][tool.name] = {"description": tool.description, "risk": tool.risk, "key": tool.key}
-        return out | {name: entry.view() for name, entry in self.extensions.connectors.items()}
+            connector["tools"][tool.name] = shown_tool(tool)
+        for name, entry in self.extensions.connectors.items():
+            view = entry.view()
+            if name in out:  # a plugin of the same name has tools of its own
+                view["tools"] = out[name]["tools"] | view["tools"]
+            out[name] = view
+        return out
+
+    def _tool_names(self) -> set[str]:
+        """The names that the hub's tools are known by: to people, and to models."""
+        return {name for t in self.extensions.offered() for name in (t.key, legal_name(t.name, t.connector))}
 
     # housekeeping
 

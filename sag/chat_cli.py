@@ -23,6 +23,7 @@ from sag.client import Client, Topic
 from sag.errors import Fault
 from sag.schema.merge import merge_patch
 from sag.terminal import Form, Screen, bar, keys, read_lines
+from sag.wording import brief, changes, plain, result
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -34,10 +35,13 @@ PATIENCE_S = 1.0
 HELP = """\
 /set NAME VALUE   change a setting of the run that goes on, else of the conversation (temperature 0.2, system …)
 /set              show the settings              /model NAME   choose a model
-/models /tools    what there is                  /stop         stop the run (as Ctrl-C does)
+/models           which there are                /stop         stop the run (as Ctrl-C does)
 /steer TEXT       say something to the run       /resume       go on with an interrupted run
 /new              begin a new conversation       /list, /open ID   the others
+/tools            the tools, and what is decided of each
+/tools NAME auto  let calls of a tool or a connector go ahead (auto), ask first (ask) or refuse them (deny); forget
 /help             this                           /quit         leave (as Ctrl-D does)"""
+POLICIES = {"auto": "goes ahead", "ask": "asks", "deny": "refused"}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -108,6 +112,7 @@ class Chat:
         self._ends: dict[str, asyncio.Future[str]] = {}
         self._asks: dict[str, Json] = {}  # that wait for the person, the first one first
         self._form: Form | None = None
+        self._edited: Json | None = None  # arguments of the call that is asked about
         self._listed: list[str] = []
         self._warned = False
         self._stopping = False
@@ -300,7 +305,7 @@ class Chat:
             config = self._config
             if scope is not None:
                 config = (await self.client.call("config.get", {"scope": scope}))["effective"]
-            self.screen.line("\n".join(f"{k} = {_json(v)}" for k, v in config.items()) or "Nothing is set.")
+            self.screen.line("\n".join(f"{k} = {plain(v)}" for k, v in config.items()) or "Nothing is set.")
             return
         if not text:
             self.screen.line("Write /set NAME VALUE; null takes a setting back.", "red")
@@ -317,7 +322,7 @@ class Chat:
             patch = {member: patch}
         if scope is None:
             self._config = merge_patch(self._config, patch)
-            self.screen.line(f"· {name} = {_json(value)} from the first message on", "dim")
+            self.screen.line(f"· {name} = {plain(value)} from the first message on", "dim")
         else:
             await self.client.call("config.patch", {"scope": scope, "patch": patch})
 
@@ -338,9 +343,27 @@ class Chat:
             self.screen.line(f"{m['model']}  {', '.join(a for a in about if a)}".rstrip())
 
     async def _tools(self, rest: str) -> None:
+        if rest:
+            await self._decide(*rest.split())
+            return
         for t in (await self.client.call("tool.list"))["tools"]:
             about = (t["description"].strip() or "-").splitlines()[0]
-            self.screen.line(f"{t['name']}  ({t['origin']}, {t['risk']})  {about}")
+            decided = POLICIES[t["policy"]] + (", has changed" if t.get("changed") else "")
+            told = [*([] if t.get("connector") else [t["origin"]]), t["risk"], decided if t["enabled"] else "off"]
+            self.screen.line(f"{t['key']}  ({', '.join(told)})  {about}"[:200])
+        hub = await self.client.subscribe("hub")
+        for name, connector in hub.state["connectors"].items():
+            status, error = connector.get("status"), connector.get("error") or ""
+            if status not in ("ready", "idle"):
+                self.screen.line(f"{name}  {status}  {error}".rstrip(), "yellow")
+
+    async def _decide(self, name: str, policy: str = "", *rest: str) -> None:
+        if policy not in (*POLICIES, "forget") or rest:
+            self.screen.line(f"Write /tools NAME {'|'.join(POLICIES)}|forget.", "red")
+            return
+        await self.client.call("tool.policy.set", {"tool": name, "policy": None if policy == "forget" else policy})
+        words = "nothing is decided of it any more" if policy == "forget" else POLICIES[policy]
+        self.screen.line(f"· {name}: {words}, on all devices", "dim")
 
     async def _stop_command(self, rest: str) -> None:
         run = self._active()
@@ -457,6 +480,8 @@ class Chat:
                     self._part(part)
             case "message.add" if d["role"] == "user":  # what an assistant's holds comes with its parts
                 self._message(d)
+            case "part.close":
+                self._part(d["part"])
             case "part.drop":
                 if self._shown.pop(d["part"], 0):
                     self.screen.line("· the answer begins anew", "dim")
@@ -503,12 +528,20 @@ class Chat:
     def _text(self, message: Json, part: Json) -> None:
         shown = self._shown.get(part["part"], 0)
         text = part["text"][shown:]
+        if part["kind"] == "tool_output" and part["open"]:  # whole lines, for several calls may write at once
+            text = text[: text.rfind("\n") + 1]
         if not text:
             return
-        self._shown[part["part"]] = len(part["text"])
+        self._shown[part["part"]] = shown + len(text)
         aside = part["kind"] != "text"
         if aside and not self.talking:
             return  # with a message on the command line the answer alone is printed
+        if part["kind"] == "tool_output":
+            assert self._topic is not None
+            self._speaking = ()
+            name = _name(self._topic.state["tools"].get(part.get("call"), {}))
+            self.screen.line("\n".join(f"  {name} | {line}" for line in text.splitlines()), "dim")
+            return
         speaking = (message["msg"], part["part"])
         if self._speaking != speaking:
             self.screen.end_answer()
@@ -526,16 +559,21 @@ class Chat:
         if f"open {call}" not in self._seen:
             self._seen.add(f"open {call}")
             self._speaking = ()
-            self.screen.line(f"· {tool['name']} {_json(tool['args'])[:200]}", "dim")
+            self.screen.line(f"· {_name(tool)} {plain(tool['args'])[:200]}", "dim")
         if tool["status"] != "running":
             self._seen.add(call)
             ok = tool["status"] == "ok"
             why = (tool.get("error") or {}).get("message", "")
-            text = f"· {tool['name']}: {tool['status']} ({tool.get('ms', 0) / 1000:.1f} s) {why}".rstrip()
+            text = f"· {_name(tool)}: {tool['status']} ({tool.get('ms', 0) / 1000:.1f} s) {why}".rstrip()
             self.screen.line(text, "green" if ok else "red")
+            lines = result(tool["result"]) if ok and tool.get("result") is not None else []
+            if tool.get("ref"):
+                lines.append(f"all of it: {self._file(tool['ref'])}")
+            if lines:
+                self.screen.line("\n".join(f"  {line}" for line in lines), "dim")
         elif progress := tool.get("progress"):
             drawn = bar(progress["done"], progress.get("total"), progress.get("text") or "")
-            self.screen.status(f"· {tool['name']} {drawn}")
+            self.screen.status(f"· {_name(tool)} {drawn}")
 
     def _run_end(self, id: str) -> None:
         assert self._topic is not None
@@ -567,6 +605,9 @@ class Chat:
         elif self.talking and not (self._open_runs() or self._started or self._said):
             self.screen.prompt("> ")
 
+    def _file(self, ref: str) -> str:
+        return f"{self.client.url.rstrip('/')}/api/files/{ref}"
+
     # asks
 
     def _ask(self, id: str) -> None:
@@ -578,15 +619,12 @@ class Chat:
         self._speaking = ()
         self.screen.end_answer()
         self.screen.line(f"? {ask['title']}", "yellow")
-        if subject := ask.get("subject"):
-            args = subject.get("args")
-            if call := self._topic.state["tools"].get(ask.get("call")):
-                args = call["args"]
-            self.screen.line(f"  {subject.get('tool', '')} {_json(args)}")
+        for line in self._told_of(ask):
+            self.screen.line(f"  {line}")
         if ask.get("url"):
             self.screen.line(f"  {ask['url']}")
         if not self.person:
-            choice = "deny" if "deny" in ask["options"] else ask["options"][-1]
+            choice = _no(ask["options"])
             self.screen.line(f"  nobody is here to answer: {choice}", "yellow")
             self._spawn(self._send_answer(id, choice))
             return
@@ -595,15 +633,34 @@ class Chat:
             self._begin_ask()
             self._prompt()
 
+    def _told_of(self, ask: Json) -> list[str]:
+        """What an ask is about."""
+        assert self._topic is not None
+        subject = ask.get("subject") or {}
+        if not subject:
+            return []
+        call = self._topic.state["tools"].get(ask.get("call")) or {}
+        if "messages" in subject:  # a tool that wants to ask the model
+            said = [*([("system", subject["system"])] if subject.get("system") else [])]
+            said += [(m["role"], m["text"]) for m in subject["messages"]]
+            return brief([f"{role}: {line}" for role, text in said for line in str(text).splitlines()], 12)
+        lines = [f"{subject.get('key') or subject.get('tool', '')} {plain(call.get('args', subject.get('args')))}"]
+        if changed := subject.get("changed"):
+            lines.append("It has changed since you allowed it:")
+            lines += changes(changed.get("before"), changed.get("after"))
+        return lines
+
     def _begin_ask(self) -> None:
         ask = next(iter(self._asks.values()), {})
+        self._edited = None
         self._form = Form(ask.get("schema") or {}) if ask.get("kind") == "form" else None
 
     def _question(self) -> str:
         if self._form is not None:
             return "  " + (self._form.prompt or "")
         ask = next(iter(self._asks.values()))
-        return "  " + "  ".join(f"[{key}] {label}" for key, label, _ in keys(ask["options"])) + "  "
+        choices = [f"[{key}] {label}" for key, label, _ in keys(ask["options"])]
+        return "  " + "  ".join([*choices, *(["[e] edit"] if _editable(ask) else [])]) + "  "
 
     async def _answer(self, line: str) -> None:
         id, ask = next(iter(self._asks.items()))
@@ -612,12 +669,19 @@ class Chat:
             said = line.strip().lower()
             choice = next((option for key, _, option in keys(options) if said in (key, option.lower())), None)
             if choice is not None:
-                await self._send_answer(id, choice)
+                data = None if self._edited is None or choice == "deny" else {"args": self._edited}
+                await self._send_answer(id, choice, data)
+            elif said in ("e", "edit") and _editable(ask):
+                args = ask["subject"]["args"] if self._edited is None else self._edited
+                self._form = Form(ask["schema"], args)
             return
         if line.strip() and self._form.prompt is None:
             self._begin_ask()
         if self._form.prompt is not None and (wrong := self._form.feed(line)):
             self.screen.line(f"  {wrong}", "red")
+        elif self._form.prompt is None and ask["kind"] == "approval":
+            self._edited, self._form = self._form.data, None
+            self.screen.line(f"  {ask['subject'].get('key', '')} {plain(self._edited)}")
         elif self._form.prompt is None:
             try:
                 await self._send_answer(id, options[0], self._form.data)
@@ -630,7 +694,7 @@ class Chat:
             self.screen.line("Nothing is asked.")
             return
         id, ask = next(iter(self._asks.items()))
-        await self._send_answer(id, "deny" if "deny" in ask["options"] else ask["options"][-1])
+        await self._send_answer(id, _no(ask["options"]))
 
     async def _send_answer(self, id: str, choice: str, data: Json | None = None) -> None:
         params: Json = {"ask": id, "choice": choice}
@@ -682,8 +746,21 @@ def _told(fault: Fault) -> str:
     return f"{fault.message} ({path})" if path not in (None, "$") and str(path) not in fault.message else fault.message
 
 
-def _json(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+def _no(options: list[str]) -> str:
+    """The option that refuses."""
+    return next((option for option in ("deny", "decline") if option in options), options[-1])
+
+
+def _editable(ask: Json) -> bool:
+    """Whether the arguments of the call that is asked about can be changed here, member by member."""
+    schema, subject = ask.get("schema") or {}, ask.get("subject") or {}
+    return ask["kind"] == "approval" and bool(schema.get("properties")) and isinstance(subject.get("args"), dict)
+
+
+def _name(tool: Json) -> str:
+    """A tool as people know it."""
+    name = str(tool.get("name", "tool"))
+    return f"{tool['connector']}/{name}" if tool.get("connector") else name
 
 
 def _assignments(patch: Json, prefix: str = "") -> list[str]:
@@ -693,5 +770,5 @@ def _assignments(patch: Json, prefix: str = "") -> list[str]:
         if isinstance(value, dict) and value:
             out += _assignments(value, f"{prefix}{name}.")
         else:
-            out.append(f"{prefix}{name} = {'(taken back)' if value is None else _json(value)}")
+            out.append(f"{prefix}{name} = {'(taken back)' if value is None else plain(value)}")
     return out

@@ -1,4 +1,4 @@
-"""The command line: `sag serve`, `chat`, `token`, `plugin`, `doctor`, `schema`."""
+"""The command line: `sag serve`, `chat`, `mcp`, `token`, `plugin`, `doctor`, `schema`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sag.errors import Fault, StartError
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    from sag import chat_cli, doctor_cli, plugin_cli, token_cli
+    from sag import chat_cli, doctor_cli, mcp_cli, plugin_cli, token_cli
 
     parser = argparse.ArgumentParser(prog="sag", description="A self-hosted realtime hub for AI assistants.")
     parser.add_argument("--version", action="version", version=f"sag {__version__}")
@@ -26,20 +26,21 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--tls-key", metavar="FILE", help="its key")
     schema = commands.add_parser("schema", help="print a generated document")
     schema.add_argument("name", choices=["jsonschema", "openapi", "asyncapi", "typescript", "reference"])
-    for module in (chat_cli, token_cli, doctor_cli, plugin_cli):
+    for module in (chat_cli, mcp_cli, token_cli, doctor_cli, plugin_cli):
         module.add_parser(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the process's exit status."""
-    from sag import chat_cli, doctor_cli, plugin_cli, token_cli
+    from sag import chat_cli, doctor_cli, mcp_cli, plugin_cli, token_cli
 
     args = make_parser().parse_args(argv)
     run: dict[str, Callable[[argparse.Namespace], int]] = {
         "serve": _serve,
         "schema": _schema,
         "chat": chat_cli.run,
+        "mcp": mcp_cli.run,
         "token": token_cli.run,
         "doctor": doctor_cli.run,
         "plugin": plugin_cli.run,

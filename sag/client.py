@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from weakref import WeakSet
 
@@ -24,15 +23,18 @@ from websockets.typing import Subprotocol
 
 from sag import __version__
 from sag.address import Address, fault_of, unreachable
+from sag.client_toolbox import ClientTool as ClientTool
+from sag.client_toolbox import ClientToolbox, Handler
+from sag.client_toolbox import ToolCall as ToolCall
 from sag.errors import Fault
 from sag.topics.reducers import FAMILIES, PlainReducer, Reducer, State
 
 Json = dict[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
 READING = frozenset({"get", "list", "export", "me", "refresh", "subscribe", "unsubscribe"})
 HELLO_S = 15.0  # the hub gives a client 10 s for its hello; the answer brings the times that hold from then on
 STEADY_S = 5.0  # a connection that lasted this long begins the waits anew; a hub that accepts and closes is spared
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-KEPT_ANSWERS = 32
 HELLO = 0
 _encode = msgspec.json.encode
 
@@ -158,41 +160,6 @@ class Events:
         raise item
 
 
-# tools
-
-
-class ToolCall(NamedTuple):
-    """A call of a client's tool."""
-
-    call: str
-    run: str
-    name: str
-    redelivered: bool
-    progress: Callable[..., None]
-    """`progress(done, total=None, text=None)` shows on every device how far the call is."""
-
-
-class ClientTool(NamedTuple):
-    """A tool that this client offers to the runs that it starts (protocol section 7).
-
-    Attributes:
-        handler: `async (args, call)`; gives text, or content as `{"content": [...]}`, or any JSON.
-        input: JSON Schema of the arguments.
-        idempotent: Whether the hub may send a call again after a cut.
-    """
-
-    name: str
-    handler: Callable[[Json, ToolCall], Awaitable[Any]]
-    description: str = ""
-    input: Mapping[str, Any] = {"type": "object"}
-    idempotent: bool = False
-    timeout_ms: int = 60_000
-    risk: str = "read"
-
-    def declaration(self) -> Json:
-        return {k: v for k, v in self._asdict().items() if k != "handler"}
-
-
 class _Request(NamedTuple):
     text: bytes
     future: asyncio.Future[Any]
@@ -232,7 +199,9 @@ class Client:
         self._address = url if isinstance(url, Address) else Address(url)
         self._token = token
         self._client = {"id": client_id, "kind": "cli", "name": "sag", "version": __version__}
-        self._tools = {tool.name: tool for tool in tools}
+        self._tools = ClientToolbox(self._say, lambda: int(self.limits["frame"]))
+        for tool in tools:
+            self._tools.add(tool)
         self._caps = caps or {}
         self._families = {**FAMILIES, **(reducers or {})}
         self._on_status = on_status
@@ -251,8 +220,8 @@ class Client:
         self._silence_s = HELLO_S
         self._bye: Json | None = None
         self._not_before = 0.0
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._answers: OrderedDict[str, bytes] = OrderedDict()
+        self._at_once = False
+        self._hellos: list[asyncio.Future[list[str]]] = []
         self._fault: Fault | None = None
         self._socket: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
@@ -275,9 +244,11 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [*self._running.values(), *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
+        tasks = self._tools.tasks()
+        self._tools.reset()
+        if self._task is not None:
+            self._task.cancel()
+            tasks.append(self._task)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._end(Fault("connection.ended", "The client was closed.", code=499))
 
@@ -320,6 +291,74 @@ class Client:
         if (topic := self.topics.pop(name, None)) is not None:
             topic.end(Fault("topic.unknown", "It is followed no longer."), quiet=True)
             await self.call("topic.unsubscribe", {"topic": name})
+
+    # tools that it offers
+
+    def add_tool(
+        self,
+        name: str,
+        description: str,
+        input: Mapping[str, Any],
+        handler: Handler,
+        *,
+        idempotent: bool = False,
+        timeout_ms: int = 60_000,
+        risk: str = "read",
+    ) -> None:
+        """Offer a tool to the runs that this client starts; one of the same name is replaced.
+
+        It is told in the next hello: add it before the client is entered, or call `offer` afterwards. The arguments
+        are those of `ClientTool`.
+        """
+        self._tools.add(ClientTool(name, handler, description, input, idempotent, timeout_ms, risk))
+
+    def drop_tool(self, name: str) -> None:
+        """Offer a tool no longer, from the next hello on; one that is not there is no error."""
+        self._tools.drop(name)
+
+    def tool(
+        self, name: str | None = None, *, idempotent: bool = False, timeout_ms: int = 60_000, risk: str = "read"
+    ) -> Callable[[F], F]:
+        """Decorates a function as a tool: arguments from its signature, the description from its docstring.
+
+        A parameter named `ctx` is given the `ToolCall`.
+
+        Raises:
+            TypeError: A parameter has no annotation, or there is no docstring.
+        """
+
+        def add(function: F) -> F:
+            from sag.hooks.tool import tool
+
+            made = tool(name=name)(function)
+
+            async def handle(args: Json, call: ToolCall) -> Any:
+                context: Any = call
+                return await made.call(made.check(args), context)
+
+            self.add_tool(
+                made.name, made.description, made.input, handle, idempotent=idempotent, timeout_ms=timeout_ms, risk=risk
+            )
+            return function
+
+        return add
+
+    async def offer(self) -> list[str]:
+        """Tell the hub now of tools that were added or dropped, and give the names that it refuses.
+
+        Tools are told in hello alone, so this says hello on a new connection, which goes on where the old one was.
+
+        Raises:
+            Fault: The client ended.
+        """
+        if self._fault is not None:
+            raise self._fault
+        told: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._hellos.append(told)
+        if self._socket is not None:
+            self._at_once = True
+            self._socket.transport.abort()
+        return await told
 
     async def refresh(self, token: str) -> None:
         """Go on with another token of the same user, after `auth.expiring`."""
@@ -420,6 +459,9 @@ class Client:
             if not fault.retry:
                 self._end(fault)
                 return
+            if self._at_once:
+                self._at_once = False
+                continue
             attempt = 0 if loop.time() - began >= STEADY_S else attempt + 1
             wait_s = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10)))
             wait_s = max(wait_s, self._not_before - loop.time(), (fault.after_ms or 0) / 1000)
@@ -477,7 +519,7 @@ class Client:
             "client": self._client,
             "caps": self._caps,
             "topics": {name: topic.position for name, topic in self.topics.items()},
-            "tools": [tool.declaration() for tool in self._tools.values()],
+            "tools": self._tools.declarations(),
         }
         # Read only now: a hub that was started again tells its new token before it serves.
         if token := self._token or self._address.now().token:
@@ -494,13 +536,9 @@ class Client:
         self._silence_s = (result["ping"]["every_ms"] + result["ping"]["timeout_ms"]) / 1000
         self.connected = True
         if self.session["resumed"]:
-            for answer in self._answers.values():
-                self._out.put_nowait(answer)  # whether it arrived is not known; one that is not open is ignored
+            self._tools.resume()
         else:
-            self._answers.clear()
-            for task in list(self._running.values()):
-                task.cancel()
-            self._running.clear()
+            self._tools.reset()
         for name, answer in result["topics"].items():
             if (topic := self.topics.get(name)) is not None:
                 self._place(topic, answer, alone=False)
@@ -513,6 +551,10 @@ class Client:
                 self._out.put_nowait(request.text)
         if not self._greeted.done():
             self._greeted.set_result(None)
+        for told in self._hellos:
+            if not told.done():
+                told.set_result(self.tools_refused)
+        self._hellos.clear()
         self._on_status("connected", {"resumed": self.session["resumed"]})
 
     def _why(self, e: Exception) -> Fault:
@@ -545,6 +587,10 @@ class Client:
             if not request.future.done():
                 request.future.set_exception(fault)
                 request.future.exception()
+        for told in self._hellos:
+            if not told.done():
+                told.set_exception(fault)
+        self._hellos.clear()
         for topic in list(self.topics.values()):
             self._drop(topic, fault)
         self._on_status("ended", {"reason": fault.message, "code": fault.code})
@@ -606,8 +652,7 @@ class Client:
                 else:
                     self._drop(topic, Fault("topic.unknown", f"The topic ended: {params['reason']}."), quiet=True)
         elif method == "rpc.cancel":
-            if task := self._running.get(str(params.get("id"))):
-                task.cancel()
+            self._tools.stop(str(params.get("id")), Fault("request.cancelled"))
         elif method == "bye":
             self._bye = params
             self._not_before = asyncio.get_running_loop().time() + (params.get("after_ms") or 0) / 1000
@@ -616,44 +661,15 @@ class Client:
             self._on_status("auth.expiring", params)
 
     def _request(self, id: str, method: str, params: Json) -> None:
-        if method != "tool.call" or params.get("name") not in self._tools:
+        if method == "tool.call":
+            self._tools.call(id, params)
+        else:
             self._out.put_nowait(_encode({"id": id, "error": Fault("rpc.method").body()}))
-        elif id in self._answers:
-            self._out.put_nowait(self._answers[id])
-        elif id not in self._running:
-            self._running[id] = asyncio.create_task(self._run_tool(id, params))
 
-    async def _run_tool(self, id: str, params: Json) -> None:
-        """Answer a tool call; on the next connection where this one breaks meanwhile."""
-
-        def progress(done: float, total: float | None = None, text: str | None = None) -> None:
-            if self.connected:
-                told = {"id": id, "done": done, "total": total, "text": text}
-                self._out.put_nowait(_encode({"method": "rpc.progress", "params": told}))
-
-        session = self.session.get("id")
-        call = ToolCall(params["call"], params["run"], params["name"], bool(params.get("redelivered")), progress)
-        try:
-            result = await self._tools[call.name].handler(params.get("args") or {}, call)
-            if not (isinstance(result, dict) and "content" in result):
-                text = result if isinstance(result, str) else _encode(result).decode()
-                result = {"content": [{"kind": "text", "text": text}]}
-            answer = _encode({"id": id, "result": result})
-            if len(answer) > self.limits["frame"]:
-                raise Fault("frame.large", "The tool's result is too large for a frame.")
-        except asyncio.CancelledError:
-            answer = _encode({"id": id, "error": Fault("request.cancelled").body()})
-        except Exception as e:
-            fault = e if isinstance(e, Fault) else Fault("tool.error", str(e) or type(e).__name__)
-            answer = _encode({"id": id, "error": fault.body()})
-        if session != self.session.get("id"):
-            return  # the calls of a session that is over are lost
-        self._running.pop(id, None)
-        self._answers[id] = answer
-        if len(self._answers) > KEPT_ANSWERS:
-            self._answers.popitem(last=False)
+    def _say(self, text: bytes) -> None:
+        """Send what is of this connection alone, or of the next, which it comes back to by itself."""
         if self.connected:
-            self._out.put_nowait(answer)
+            self._out.put_nowait(text)
 
 
 def _socket_url(url: str) -> str:

@@ -6,8 +6,9 @@ tutorial; `sag plugin new NAME` writes one.
 
 from __future__ import annotations
 
-from sag.engine.ends import RunEnded, RunLimit
+from sag.engine.ends import RunEnded, RunLimit, ToolLost
 from sag.engine.run import Answer, Run, Step
+from sag.engine.toolbox import legal_name
 from sag.errors import Fault
 from sag.hooks.connector import Connector, Health, Prompt, PromptArgument, PromptMessage, Resource
 from sag.hooks.hub import Hub, KeyValue, ModelPlace, PluginTopic, Preset, Secrets
@@ -42,6 +43,7 @@ from sag.hooks.provider import (
     printable,
     text_message,
 )
+from sag.hooks.schema import check_schema
 from sag.hooks.spec import hookimpl
 from sag.hooks.streams import SseDecoder, SseEvents, load_json, read_wait, to_unicode
 from sag.hooks.tool import (
@@ -57,6 +59,7 @@ from sag.hooks.tool import (
     Tool,
     ToolContext,
     ToolError,
+    plain_json,
     tool,
 )
 from sag.ops.dispatch import Call, User
@@ -128,14 +131,18 @@ __all__ = [
     "Tool",
     "ToolContext",
     "ToolError",
+    "ToolLost",
     "ToolSpec",
     "Usage",
     "UsageChunk",
     "User",
+    "check_schema",
     "event",
     "hookimpl",
+    "legal_name",
     "load_json",
     "operation",
+    "plain_json",
     "printable",
     "read_wait",
     "text_message",

@@ -181,12 +181,21 @@ def read_lines(fd: int, take: Callable[[str | None], None]) -> None:
 
 
 class Form:
-    """Asks for the members of an object, one after the other (protocol section 5: kind `form`)."""
+    """Asks for the members of an object, one after the other (protocol section 5: kind `form`).
 
-    def __init__(self, schema: Json) -> None:
-        self._fields: list[tuple[str, Json]] = list((schema.get("properties") or {}).items())
+    Args:
+        schema: JSON Schema of the object.
+        given: What is there already; an empty answer keeps it.
+    """
+
+    def __init__(self, schema: Json, given: Json | None = None) -> None:
+        self._fields: list[tuple[str, Json]] = [
+            (name, field if isinstance(field, dict) else {}) for name, field in (schema.get("properties") or {}).items()
+        ]
         self._required = set(schema.get("required") or ())
-        self.data: Json = {}
+        self._defaults = {name: field["default"] for name, field in self._fields if "default" in field}
+        self._defaults |= given or {}
+        self.data: Json = dict(given or {})
 
     @property
     def prompt(self) -> str | None:
@@ -195,12 +204,13 @@ class Form:
             return None
         name, schema = self._fields[0]
         about = [str(schema.get("title") or name), *([str(schema["description"])] if "description" in schema else [])]
-        if "enum" in schema:
-            about.append(" | ".join(map(str, schema["enum"])))
-        elif schema.get("type") == "boolean":
+        if choices := _choices(schema) or _choices(schema.get("items") or {}):
+            said = [_shown(v) if t == _shown(v) else f"{_shown(v)} ({t})" for v, t in choices]
+            about.append(" | ".join(said) + (", several with commas" if _type(schema) == "array" else ""))
+        elif _type(schema) == "boolean":
             about.append("y/n")
-        if "default" in schema:
-            about.append(f"[{_shown(schema['default'])}]")
+        if name in self._defaults:
+            about.append(f"[{_shown(self._defaults[name])}]")
         elif name not in self._required:
             about.append("(may be left out)")
         return "  ".join(about) + ": "
@@ -210,10 +220,10 @@ class Form:
         name, schema = self._fields[0]
         text = line.strip()
         if not text:
-            if name in self._required and "default" not in schema:
+            if name in self._required and name not in self._defaults:
                 return "An answer is needed."
-            if "default" in schema:
-                self.data[name] = schema["default"]
+            if name in self._defaults:
+                self.data[name] = self._defaults[name]
         else:
             try:
                 self.data[name] = _typed(text, schema)
@@ -233,19 +243,35 @@ def keys(options: list[str]) -> list[tuple[str, str, str]]:
     return out
 
 
+def _type(schema: Json) -> str:
+    """The type of a form's member; of several the first that holds something."""
+    kind = schema.get("type")
+    return next((k for k in kind if k != "null"), "") if isinstance(kind, list) else str(kind or "")
+
+
+def _choices(schema: Json) -> list[tuple[Any, str]]:
+    """The values that a member may have, each with what people call it; empty where it is free."""
+    for titled in (schema.get("oneOf"), schema.get("anyOf")):
+        if isinstance(titled, list) and titled and all(isinstance(o, dict) and "const" in o for o in titled):
+            return [(o["const"], str(o.get("title") or _shown(o["const"]))) for o in titled]
+    values, names = schema.get("enum") or [], schema.get("enumNames") or []
+    return [(v, str(names[i]) if i < len(names) else _shown(v)) for i, v in enumerate(values)]
+
+
 def _typed(text: str, schema: Json) -> Any:
     """What was typed as the type that a form's member has.
 
     Raises:
         ValueError: It is not of that type; the text says what is wanted.
     """
-    if "enum" in schema:
-        for value in schema["enum"]:
-            if text == str(value):
+    if choices := _choices(schema):
+        for value, title in choices:
+            if text in (_shown(value), title):
                 return value
-        raise ValueError(f"Choose one of {', '.join(map(str, schema['enum']))}.")
+        raise ValueError(f"Choose one of {', '.join(_shown(value) for value, _ in choices)}.")
+    kind = _type(schema)
     try:
-        match schema.get("type"):
+        match kind:
             case "boolean":
                 return {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}[text.lower()]
             case "integer":
@@ -256,8 +282,10 @@ def _typed(text: str, schema: Json) -> Any:
                 return [_typed(item.strip(), schema.get("items") or {}) for item in text.split(",")]
             case "array" | "object":
                 return msgspec.json.decode(text)
-    except (ValueError, KeyError):
-        raise ValueError(f"This has to be of type {schema['type']}.") from None
+    except KeyError:
+        raise ValueError(f"This has to be of type {kind}.") from None
+    except ValueError as e:
+        raise ValueError(str(e) if str(e).startswith("Choose") else f"This has to be of type {kind}.") from None
     return text
 
 

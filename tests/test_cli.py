@@ -204,7 +204,7 @@ def test_lines_from_a_pipe_are_said_one_after_the_other(common: Hub, tmp_path):
     assert "temperature = 0.5\n" in out
     assert "There is no command /nonsense" in out
     assert "probe/script" in out
-    assert "probe_danger  (probe, danger)" in out
+    assert "probe_danger  (probe, danger, asks)" in out
     assert "> " not in out
     assert common.journal("model two t=0.5")
 

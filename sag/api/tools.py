@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from typing import Any, Literal
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -18,13 +21,21 @@ from sag.ops.dispatch import Call
 from sag.ops.operation import Change, Params, operation
 
 Json = dict[str, Any]
+T = TypeVar("T")
+log = logging.getLogger("sag.api")
+
+ASK_S = 60.0
 
 
 class ToolList(Params):
-    """Whose tools: all, or those of one connector or plugin; `client` is the device that is asked for."""
+    """Whose tools: all, or those of one connector or plugin; `client` is the device that is asked for.
+
+    `brief` leaves out the schemas, which of many tools do not fit a frame.
+    """
 
     origin: str | None = None
     client: str | None = None
+    brief: bool = False
 
 
 class ToolView(Struct, omit_defaults=True):
@@ -34,7 +45,7 @@ class ToolView(Struct, omit_defaults=True):
         key: What tells it apart.
         name, title, description, origin, risk: Of its definition.
         connector: The same as `origin` where that is a connector.
-        input: JSON Schema of its arguments.
+        input: JSON Schema of its arguments; empty where it was not asked for.
         enabled: Whether runs of the device are offered it.
         policy: Whether calls from the device go ahead, ask first or are refused.
         changed: Its definition is another than the one that was allowed for always.
@@ -182,7 +193,10 @@ class Tools:
             if params.origin not in (None, tool.origin):
                 continue
             verdict = await self._engine.verdict(call.me, client, tool)
-            views.append(_view(tool, is_on(tool, llm.get("tools", {})), verdict.policy, verdict.changed is not None))
+            view = _view(tool, is_on(tool, llm.get("tools", {})), verdict.policy, verdict.changed is not None)
+            if params.brief:
+                view.input = {}
+            views.append(view)
         return ToolViews(views)
 
     @operation("tool.policy.list", who="user", rest="GET /api/tools/policies")
@@ -220,8 +234,12 @@ class Tools:
     async def prompt(self, call: Call, params: PromptGet) -> PromptText:
         """Fill in a prompt of a connector. The topic `hub` tells which there are."""
         connector = self._connector(params.connector)
-        messages = await _asked(connector, connector.get_prompt(params.name, params.arguments))
-        return PromptText([{"role": m.role, "content": [_shown(c) for c in m.content]} for m in messages])
+
+        async def ask() -> list[Json]:
+            messages = await connector.get_prompt(params.name, params.arguments)
+            return [{"role": m.role, "content": [_shown(c) for c in m.content]} for m in messages]
+
+        return PromptText(await _asked(connector, ask))
 
     @operation("resource.list", who="user", rest="GET /api/resources")
     async def resources(self, call: Call, params: ResourceList) -> ResourceViews:
@@ -237,17 +255,23 @@ class Tools:
     async def read(self, call: Call, params: ResourceRead) -> ResourceContent:
         """Read a resource of a connector."""
         connector = self._connector(params.connector)
-        items = []
-        for item in await _asked(connector, connector.read(params.uri)):
-            items.append(await self._engine.keep_content(call.me, item))
-        return ResourceContent(items)
+
+        async def ask() -> list[Json]:
+            items = await connector.read(params.uri)
+            return [await self._engine.keep_content(call.me, item) for item in items]
+
+        return ResourceContent(await _asked(connector, ask))
 
     @operation("prompt.complete", who="user")
     async def complete(self, call: Call, params: Complete) -> Completions:
         """What an argument of a prompt or of a resource's template may go on with."""
         connector = self._connector(params.connector)
-        work = connector.complete(params.kind, params.name, params.argument, params.value)
-        return Completions((await _asked(connector, work))[:100])
+
+        async def ask() -> list[str]:
+            values = await connector.complete(params.kind, params.name, params.argument, params.value)
+            return [str(value) for value in values[:100]]
+
+        return Completions(await _asked(connector, ask))
 
     def _connector(self, name: str) -> Connector:
         if (entry := self._engine.extensions.connectors.get(name)) is None:
@@ -271,8 +295,22 @@ def _shown(item: Content) -> Json:
     return shown
 
 
-async def _asked(connector: Connector, work: Any) -> Any:
+async def _asked(connector: Connector, ask: Callable[[], Awaitable[list[T]]]) -> list[T]:
+    """What a connector gives; whatever it does instead is a fault of its own.
+
+    Raises:
+        Fault: connector.failed.
+    """
     try:
-        return await work
+        async with asyncio.timeout(ASK_S):
+            return await ask()
     except ToolError as e:
-        raise Fault("connector.failed", f"{connector.name}: {e}"[:2000]) from None
+        text = str(e)
+    except TimeoutError:
+        text = f"no answer within {ASK_S:g} s"
+    except Fault:
+        raise
+    except Exception as e:
+        log.exception("connector %s", connector.name)
+        text = f"it failed ({type(e).__name__})"
+    raise Fault("connector.failed", f"{connector.name}: {text}"[:2000]) from None

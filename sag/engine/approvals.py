@@ -3,7 +3,7 @@
 What was decided is looked up from the nearest to the farthest: an administrator's refusal; the device's switch of the
 tool; what the user remembered of the tool; the device's switch of its connector; what the user remembered of the
 connector; an administrator's wish; the tool's risk. What was remembered for always holds for the definition that was
-shown: a tool that has changed since asks again.
+shown: a tool that has changed since asks again. What was allowed for a run takes the place of asking, not of a refusal.
 """
 
 from __future__ import annotations
@@ -81,10 +81,15 @@ class Approvals:
             device: The section `tools` of the device's settings.
             allowed: What was allowed for the run: fingerprints by key.
         """
+        verdict = self._decided(user, tool, device)
+        if verdict.policy == "ask" and allowed.get(tool.key) == tool.fingerprint:
+            return Verdict("auto")
+        return verdict
+
+    def _decided(self, user: User, tool: Tool, device: Json) -> Verdict:
+        """What becomes of a call of which nothing was allowed for its run."""
         if tool.policy == "deny":
             return Verdict("deny")
-        if allowed.get(tool.key) == tool.fingerprint:
-            return Verdict("auto")
         if (policy := _policy(device, tool.key)) is not None:
             return Verdict(policy, always=policy != "ask")
         if (kept := self._kept.get((user.id, tool.key))) is not None:

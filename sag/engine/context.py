@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from sag.hooks.tool import Sampled, SampleMessage, Tool
+from sag.hooks.tool import Sampled, SampleMessage, Tool, ToolError
 from sag.schema.events import PartClose, PartOpen, ToolProgress
 from sag.schema.ids import now_ms
 
@@ -19,6 +19,8 @@ Json = dict[str, Any]
 
 PROGRESS_S = 0.033
 MAX_OUTPUT = 1 << 20  # characters of what a call writes while it works
+MAX_ASKS = 16  # that a call has open at once
+MAX_SAMPLES = 64  # that a call takes of the model, whose time is not counted as the call's
 
 
 class CallContext:
@@ -34,6 +36,10 @@ class CallContext:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._waited_s = 0.0  # for a person, or for the model
+        self._asks = self._waits = 0  # that are open
+        self._paused_s = 0.0  # since when
+        self._left_s: float | None = None
+        self._samples = 0
         self._part: int | None = None
         self._part_size = self._written = 0
         self._next_s = 0.0
@@ -48,8 +54,10 @@ class CallContext:
 
         A call that makes progress is given its time again, as far as `longest_s`.
         """
+        if self.cancelled:
+            return
         now = self._loop.time()
-        if self.limit is not None and (when := self.limit.when()) is not None and not self.cancelled:
+        if self.limit is not None and (when := self.limit.when()) is not None:
             latest = self._began + self._waited_s + self._tool.longest_s
             if (until := min(now + self._tool.timeout_s, latest)) > when:
                 self.limit.reschedule(until)
@@ -70,6 +78,7 @@ class CallContext:
 
     def end(self) -> None:
         """The call is over: tell what waits, and no more."""
+        self.limit = None  # which cannot be moved any more
         if self._timer is not None:
             self._timer.cancel()
             self._next_s = 0.0
@@ -134,19 +143,26 @@ class CallContext:
         if self._given is not None:
             answer, self._given = self._given, None
             return answer.choice, answer.data
+        self._check_open()
+        if self._asks >= MAX_ASKS:
+            raise ToolError("This call asks too much at once.")
         kind: Literal["form", "url", "choice"] = "form" if schema else "url" if url else "choice"
         choices = options or (["accept", "decline"] if kind != "choice" else ["yes", "no"])
         tx = self._run._begin()
         ask = self._run.open_ask(
             tx, kind, title, choices, call=self.call, schema=schema, url=url, expires_s=expires_s, on_expiry=choices[-1]
         )
-        await tx.submit("ask_open")
-        self._run._mark(active=-1)
+        self._asks += 1
         try:
-            async with self._untimed():
-                answer = await self._run.answer(ask)
+            await tx.submit("ask_open")
+            self._run._mark(active=-1)
+            try:
+                async with self._untimed():
+                    answer = await self._run.answer(ask)
+            finally:
+                self._run._mark(active=1)
         finally:
-            self._run._mark(active=1)
+            self._asks -= 1
         return answer.choice, answer.data
 
     async def sample(
@@ -158,23 +174,35 @@ class CallContext:
         temperature: float | None = None,
         stop: list[str] | None = None,
     ) -> Sampled:
+        self._check_open()
+        self._samples += 1
+        if self._samples > MAX_SAMPLES:
+            raise ToolError("This call has asked the model too often.")
         async with self._untimed():
             return await self._run.sample(self.call, self._tool, messages, system, max_tokens, temperature, stop)
 
+    def _check_open(self) -> None:
+        if self.cancelled:  # a task that the tool left behind
+            raise ToolError("The call is over.")
+
     @contextlib.asynccontextmanager
     async def _untimed(self) -> AsyncIterator[None]:
-        """What a person or the model takes is not the tool's time."""
-        began = self._loop.time()
-        left_s = None
-        if self.limit is not None and (when := self.limit.when()) is not None:
-            left_s = when - began
-            self.limit.reschedule(None)
+        """What a person or the model takes is not the tool's time, from the first such wait to the end of the last."""
+        self._waits += 1
+        if self._waits == 1:
+            self._paused_s = self._loop.time()
+            if self.limit is not None and (when := self.limit.when()) is not None:
+                self._left_s = when - self._paused_s
+                self.limit.reschedule(None)
         try:
             yield
         finally:
-            self._waited_s += self._loop.time() - began
-            if self.limit is not None and left_s is not None and not self.cancelled:
-                self.limit.reschedule(self._loop.time() + left_s)
+            self._waits -= 1
+            if not self._waits:
+                now = self._loop.time()
+                self._waited_s += now - self._paused_s
+                if self.limit is not None and self._left_s is not None and not self.cancelled:
+                    self.limit.reschedule(now + self._left_s)
 
     async def patch(self, scope: str, patch: Json) -> Json:
         return await self._run._engine.patch_as(self.user, self.client, scope, patch)

@@ -41,7 +41,8 @@ from sag.errors import Fault
 from sag.hooks.host import Extensions
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import FilePart, Message
-from sag.hooks.tool import BlobContent, Content, Tool, ToolError, check_schema, plain_json
+from sag.hooks.schema import check_schema
+from sag.hooks.tool import BlobContent, Content, Tool, ToolError, plain_json
 from sag.ops.dispatch import Call, User
 from sag.ops.operation import Change
 from sag.schema.events import (
@@ -630,6 +631,8 @@ class Engine:
             run = self._find(topic, opened["run"])
             tool = run.tool(key) if run is not None else None
             if choice != "deny" and data and "args" in data:
+                if "args" not in subject:
+                    raise Fault("ask.invalid", "There are no arguments to edit.", path="$.data.args")
                 close.args = _edited(tool, data["args"])
             # What was shown is what is allowed, whatever the tool has become meanwhile.
             if choice == "allow_run":

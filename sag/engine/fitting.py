@@ -129,6 +129,9 @@ def fit_length(request: ModelRequest, limit: int, count: Count) -> int:
             f"The newest turn takes about {limit + over} tokens with the system prompt and the tools, "
             f"and the model takes {limit} beside its answer."
         )
+        tools = count(msgspec.structs.replace(request, messages=[]))
+        if tools > limit // 2:
+            text += f" The {len(request.tools)} tools alone take about {tools}: switch some of them off."
         raise ProviderError("provider.context", text)
     return left_out
 

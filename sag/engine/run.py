@@ -128,7 +128,7 @@ class Run:
         self._model_call: asyncio.Task[Step] | None = None
         self._restart = False
         self._config: tuple[tuple[int, bool], Any] | None = None  # and the revision that it is of
-        self.writer: PartWriter | None = None  # of the newest step
+        self.writer: PartWriter | Ear | None = None  # of the newest step
         self._failed: set[str] = set()  # models
         self._active = 0
         self._asking = 0
@@ -423,6 +423,8 @@ class Run:
         if not drafts and not self.stop_after_step:
             return
         known = self.state["tools"]
+        # Before anything is waited for: an ask that is answered meanwhile is in the state no longer.
+        waiting = {a["call"]: (id, a) for id, a in self.state["asks"].items() if a.get("call") in drafts}
         box = await self._toolbox()
         work: list[Coroutine[Any, Any, None]] = []
         fresh = {call: draft for call, draft in drafts.items() if call not in known}
@@ -445,7 +447,8 @@ class Run:
                 raise
         for call in drafts:
             if call in known and call not in fresh and known[call]["status"] == "running":
-                work.append(self._take_up(box, call))
+                # It was waiting for a person when the hub stopped.
+                work.append(self._after_restart(call, *waiting[call]) if call in waiting else self._lose(call))
         await self._all(work)
         if self.stop_after_step:
             raise RunEnded
@@ -520,43 +523,56 @@ class Run:
             }
             if verdict.changed is not None:
                 subject["changed"] = {"before": verdict.changed, "after": tool.definition}
-            title = f"Allow {tool.title or tool.name}?"
+            whose = f" of {tool.connector}" if tool.connector else ""
+            title = f"Allow {tool.title or tool.name}{whose}?"
             options = APPROVAL if verdict.always else [o for o in APPROVAL if o != "allow_always"]
             ask = self.open_ask(tx, "approval", title, options, call=call, subject=subject, schema=tool.input)
             return self._after_approval(call, tool, params, ask)
         return self._execute(call, tool, params)
 
-    def _take_up(self, box: Toolbox, call: str) -> Coroutine[Any, Any, None]:
-        """Go on with a call that was waiting for a person when the hub stopped."""
-        opened = self.state["tools"][call]
-        ask = next((id for id, a in self.state["asks"].items() if a.get("call") == call), None)
-        tool = box.find(f"{opened['connector']}/{opened['name']}" if opened.get("connector") else opened["name"])
-        if ask is None:
-            return self._close_call(call, "lost", 0)
-        if self.state["asks"][ask]["kind"] == "approval" and tool is not None:
-            return self._after_approval(call, tool, tool.check(opened["args"]), ask)
-        return self._after_restart(call, tool, opened["args"], ask)
-
     async def _after_approval(self, call: str, tool: Tool, params: Any, ask: str) -> None:
         answer = await self.answer(ask)
-        if answer.choice not in ("allow_once", "allow_run", "allow_always"):
-            why = (
-                "Nobody answered in time."
-                if answer.choice is None or answer.by is None
-                else "The user denied this call."
-            )
-            await self._close_call(call, "denied", 0, error={"kind": "tool.denied", "message": why})
-            return
-        if answer.args is not None:
-            params = tool.check(answer.args)
-        await self._execute(call, tool, params)
+        if not await self._denied(call, answer):
+            await self._execute(call, tool, params if answer.args is None else tool.check(answer.args))
 
-    async def _after_restart(self, call: str, tool: Tool | None, args: Any, ask: str) -> None:
+    async def _denied(self, call: str, answer: Answer) -> bool:
+        """Whether an approval was not given; the call is closed then."""
+        if answer.choice in ("allow_once", "allow_run", "allow_always"):
+            return False
+        nobody = answer.choice is None or answer.by is None
+        why = "Nobody answered in time." if nobody else "The user denied this call."
+        await self._close_call(call, "denied", 0, error={"kind": "tool.denied", "message": why})
+        return True
+
+    async def _lose(self, call: str) -> None:
+        await self._close_call(call, "lost", 0)
+
+    async def _after_restart(self, call: str, ask: str, asked: Json) -> None:
+        """Run an approved call, if its tool is the one that was shown; any other one again, if that does no harm."""
+        opened = self.state["tools"][call]
+        key = f"{opened['connector']}/{opened['name']}" if opened.get("connector") else opened["name"]
+        subject = asked.get("subject") or {}
+        approved = asked["kind"] == "approval" and subject.get("key", subject.get("tool")) == key
         answer = await self.answer(ask)
-        if tool is None or not tool.idempotent:
-            await self._close_call(call, "lost", 0)
+        if approved and await self._denied(call, answer):
             return
-        await self._execute(call, tool, tool.check(args), answer)
+        tool = (await self._toolbox()).find(key)
+        if tool is None:  # its connector may be slower than the hub was
+            self._offered = None
+            tool = (await self._toolbox()).find(key)
+        if tool is None or not (approved or tool.idempotent):
+            await self._lose(call)
+        elif approved and subject.get("fingerprint", tool.fingerprint) != tool.fingerprint:
+            error = {"kind": "tool.lost", "message": "The tool has changed since it was asked about."}
+            await self._close_call(call, "lost", 0, error=error)
+        else:
+            try:
+                params = tool.check(opened["args"] if answer.args is None else answer.args)
+            except Fault as e:  # while the tool was not there, edited arguments could not be checked
+                error = {"kind": "tool.args", "message": f"The arguments do not fit: {e.message}"}
+                await self._close_call(call, "invalid", 0, error=error)
+            else:
+                await self._execute(call, tool, params, answer if asked["kind"] != "approval" else None)
 
     async def _execute(self, call: str, tool: Tool, params: Any, given: Answer | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -579,12 +595,12 @@ class Run:
             message = f"No answer within {context.limit_s:g} s." if timed_out else "The tool timed out."
             error = {"kind": "tool.timeout", "message": message}
         except ToolError as e:
-            error = {"kind": "tool.error", "message": str(e)[:10_000]}
+            error = {"kind": e.kind, "message": str(e)[:10_000]}
         except ToolLost as e:
             status, error = "lost", {"kind": "tool.lost", "message": str(e)}
         except Fault as e:
             error = {"kind": e.kind, "message": e.message}
-        except (asyncio.CancelledError, RunEnded):
+        except (asyncio.CancelledError, RunEnded, RunLimit):
             context.cancelled = True
             raise
         except Exception as e:
@@ -629,8 +645,11 @@ class Run:
             raise ToolError(f"The tool's result is too large ({len(whole)} bytes).")
         name = f"{tool.name}.{'txt' if isinstance(plain, str) else 'json'}"
         kept = await self._engine.blobs.put(self.user.id, whole, mime, name)
-        text = whole[: MAX_RESULT // 4].decode(errors="ignore")
-        return f"{text}\n[cut: the result has {len(whole)} bytes]", kept.ref
+        note = f"[cut: the result has {len(whole)} bytes]"
+        if isinstance(plain, dict) and isinstance(plain.get("content"), list):
+            shown = _shortened(plain["content"], MAX_RESULT // 4)
+            return {"content": [*shown, {"kind": "text", "text": note}]}, kept.ref
+        return f"{whole[: MAX_RESULT // 4].decode(errors='ignore')}\n{note}", kept.ref
 
     # what a tool asks the model
 
@@ -684,6 +703,7 @@ class Run:
         config = self.config()
         name, provider, model = self._choose(config)
         number = self.object["step"] + 1
+        ear = self.writer = Ear(self)
         await self.emit(StepOpen(self.id, number, name, tool.origin))
         began = asyncio.get_running_loop().time()
         wanted = msgspec.structs.replace(
@@ -694,12 +714,15 @@ class Run:
         )
         messages = [*([text_message("system", system)] if system else []), *asked]
         request = make_request(model, messages, Toolbox((), None, {}), wanted)
-        ear = Ear(self)
         try:
             exchange = await Attempts(self, number, name, provider, request, wanted, ear).run()
         except ProviderError as e:
             self.emit(StepClose(self.id, number, "failed", ear.usage, error=RunError(e.kind, e.message, e.retry)))
             raise ToolError(f"The model failed: {e.message}") from None
+        except BaseException:  # the tool may have given up waiting, and its run goes on
+            if not self.closed and not self._topic.lost:
+                self.emit(StepClose(self.id, number, "cancelled", ear.usage))
+            raise
         ms = round((asyncio.get_running_loop().time() - began) * 1000)
         await self.emit(StepClose(self.id, number, ear.finish, ear.usage, ms, exchange.request))
         return Sampled(ear.text, name, ear.finish)
@@ -737,6 +760,21 @@ class Run:
             return await self._engine.settled(self, ask)
         finally:
             self._mark(asking=-1)
+
+
+def _shortened(content: list[Any], limit: int) -> list[Any]:
+    """Content that is too long: as many of its items as fit, the small ones first, and a text as far as it fits."""
+    sizes = [len(msgspec.json.encode(item)) for item in content]
+    out: dict[int, Any] = {}
+    for i in sorted(range(len(content)), key=sizes.__getitem__):
+        item = content[i]
+        if sizes[i] <= limit:
+            out[i] = item
+            limit -= sizes[i]
+        elif isinstance(item, dict) and isinstance(text := item.get("text"), str):
+            out[i] = {**item, "text": text.encode()[:limit].decode(errors="ignore")}
+            break
+    return [out[i] for i in sorted(out)]
 
 
 def _content_words(item: Content) -> str:

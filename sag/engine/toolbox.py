@@ -29,13 +29,25 @@ class ToolSource(Protocol):
 
 @lru_cache(4096)
 def legal_name(name: str, connector: str = "") -> str:
-    """A name that every vendor takes, `[a-zA-Z0-9_-]{1,64}`; one that had to be changed ends in its own digest."""
-    whole = f"{connector}__{name}" if connector else name
-    legal = re.sub(r"[^a-zA-Z0-9_-]", "_", whole)
-    if legal == whole and 0 < len(legal) <= 64:
+    """A name that every vendor takes, `[a-zA-Z0-9_-]{1,64}`.
+
+    One that had to be changed, or that could be another connector's tool as well, ends in its own digest.
+    """
+    whole = _whole(name, connector)
+    legal = _plain(whole)
+    parted = whole.find("__"), whole.rfind("__")  # once between connector and name, and nowhere else
+    if legal == whole and 0 < len(legal) <= 64 and parted == ((len(connector),) * 2 if connector else (-1, -1)):
         return legal
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
+    digest = hashlib.sha256(f"{connector}/{name}".encode() if connector else name.encode()).hexdigest()[:6]
     return f"{legal[:57]}_{digest}"
+
+
+def _whole(name: str, connector: str) -> str:
+    return f"{connector}__{name}" if connector else name
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)
 
 
 def is_on(tool: Tool, switched: Mapping[str, bool]) -> bool:
@@ -55,15 +67,18 @@ class Toolbox:
     def __init__(self, tools: Iterable[Tool], source: ToolSource | None, switched: Mapping[str, bool]) -> None:
         self._by_legal: dict[str, Tool] = {}
         self._by_key: dict[str, Tool] = {}
+        self._by_plain: dict[str, Tool | None] = {}
         for tool in (*tools, *(source.tools.values() if source is not None else ())):
             if is_on(tool, switched) and tool.key not in self._by_key:
                 self._by_legal.setdefault(legal_name(tool.name, tool.connector), tool)
                 self._by_key[tool.key] = tool
+                plain = _plain(_whole(tool.name, tool.connector))
+                self._by_plain[plain] = None if plain in self._by_plain else tool
 
     def specs(self) -> list[ToolSpec]:
         """What the model is offered."""
         return [ToolSpec(legal, t.description, t.input) for legal, t in self._by_legal.items()]
 
     def find(self, name: str) -> Tool | None:
-        """A tool by the name that a model used, or by its key."""
-        return self._by_legal.get(name) or self._by_key.get(name)
+        """A tool by the name that a model used, by its key, or by a name without the digest that is no other's."""
+        return self._by_legal.get(name) or self._by_key.get(name) or self._by_plain.get(name)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from sag.hooks.connector import Connector, Health, Prompt, Resource
+from sag.hooks.connector import Connector, ConnectorState, Health, Prompt, Resource
 from sag.hooks.hub import one_line
 from sag.hooks.tool import Tool
 
@@ -21,6 +21,8 @@ log = logging.getLogger("sag.hooks")
 Json = dict[str, Any]
 
 START_S = 30.0
+STATES = frozenset(get_args(ConnectorState))
+SHOWN = 500  # characters of a tool's description
 STOP_S = 8.0  # a child process has its standard input closed, is asked to go, and is ended: 6 s at most
 
 
@@ -43,15 +45,18 @@ class Entry:
         self.dirty = False
 
     def view(self) -> Json:
-        """What the topic `hub` shows of it."""
-        tools = {
-            t.name: {"description": t.description, "risk": t.risk, "key": t.key}
-            | ({"title": t.title} if t.title else {})
-            | ({"policy": t.policy} if t.policy else {})
-            for t in self.tools
-        }
+        """What the topic `hub` shows of it: texts of a server's are shortened, for the topic has to fit a frame.
+
+        Raises:
+            TypeError: Something of it is no JSON.
+        """
+        tools = {tool.name: shown_tool(tool) for tool in self.tools}
         prompts = {p.name: msgspec.to_builtins(p) for p in self.prompts}
-        told: Json = {**msgspec.to_builtins(self.health), "plugin": self.plugin, "tools": tools}
+        status = {"status": self.health.status}  # of which a default is left out too
+        told: Json = {**status, **msgspec.to_builtins(self.health), "plugin": self.plugin, "tools": tools}
+        for member in ("error", "instructions"):
+            if told.get(member):
+                told[member] = told[member][: SHOWN * 8]
         return told | ({"prompts": prompts} if prompts else {}) | {"resources": len(self.resources)}
 
 
@@ -101,15 +106,19 @@ class Connectors(Mapping[str, Entry]):
         self._changed(entry)
 
     async def _started(self, entry: Entry) -> None:
+        starting = asyncio.ensure_future(_safely(entry.connector.start, lambda: self._changed(entry)))
         try:
-            async with asyncio.timeout(START_S):
-                await entry.connector.start(lambda: self._changed(entry))
-        except Exception as e:
+            done, _ = await asyncio.wait({starting}, timeout=START_S)
+        finally:
+            starting.cancel()
+            await asyncio.wait({starting}, timeout=1)  # so that it is not stopped while it still starts
+        e = starting.result() if done else TimeoutError(f"it did not come back within {START_S:g} s")
+        if e is not None:
             self._fail(entry, "start", e)
         else:
             self._changed(entry)
 
-    def _fail(self, entry: Entry, what: str, e: Exception) -> None:
+    def _fail(self, entry: Entry, what: str, e: BaseException) -> None:
         log.error("connector %s: %s: %s", entry.connector.name, what, one_line(e), exc_info=e)
         entry.health = Health("failed", f"{what}: {one_line(e)}")
         entry.tools = entry.prompts = entry.resources = ()
@@ -127,14 +136,20 @@ class Connectors(Mapping[str, Entry]):
         if self._entries.get(connector.name) is not entry:
             return
         try:
-            health, tools = connector.health(), tuple(connector.tools())
-            prompts, resources = tuple(connector.prompts()), tuple(connector.resources())
-            for tool in tools:
+            fresh = Entry(entry.plugin, connector)
+            fresh.health, fresh.tools = connector.health(), tuple(connector.tools())
+            fresh.prompts, fresh.resources = tuple(connector.prompts()), tuple(connector.resources())
+            for tool in fresh.tools:
                 tool.origin = tool.connector = connector.name
+                tool.fingerprint  # noqa: B018 - raises where the definition is no JSON
+            msgspec.json.encode([fresh.view(), fresh.resources])
+            if fresh.health.status not in STATES:
+                raise ValueError(f"{fresh.health.status!r} is no status")
         except Exception as e:
             self._fail(entry, "what it offers", e)
             return
-        entry.health, entry.tools, entry.prompts, entry.resources = health, tools, prompts, resources
+        entry.health, entry.tools = fresh.health, fresh.tools
+        entry.prompts, entry.resources = fresh.prompts, fresh.resources
         self._tell()
 
     def _tell(self) -> None:
@@ -180,14 +195,35 @@ class Connectors(Mapping[str, Entry]):
         if not entry.starting.done():
             entry.starting.cancel()
             await asyncio.wait({entry.starting}, timeout=1)
-        stopping = asyncio.ensure_future(entry.connector.stop())
+        stopping = asyncio.ensure_future(_safely(entry.connector.stop))
         done, _ = await asyncio.wait({stopping}, timeout=STOP_S)  # not wait_for, whose cancel would be heeded by nobody
         if not done:
             log.error("connector %s does not stop", name)
-        elif not stopping.cancelled() and (e := stopping.exception()) is not None:
+            stopping.cancel()
+        elif (e := stopping.result()) is not None:
             log.error("connector %s: stop: %s", name, one_line(e), exc_info=e)
+
+
+async def _safely(do: Callable[..., Awaitable[None]], *given: Any) -> BaseException | None:
+    """Do what a connector does, and give what it raises: SystemExit of a task, for one, would end the whole loop."""
+    try:
+        await do(*given)
+    except BaseException as e:
+        task = asyncio.current_task()
+        if isinstance(e, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        return e
+    return None
 
 
 async def _all(work: Sequence[Awaitable[None]]) -> None:
     if work:
         await asyncio.gather(*work)
+
+
+def shown_tool(tool: Tool) -> Json:
+    """What the topic `hub` shows of a tool."""
+    shown: Json = {"description": tool.description[:SHOWN], "risk": tool.risk, "key": tool.key}
+    if tool.title:
+        shown["title"] = tool.title[:SHOWN]
+    return shown | ({"policy": tool.policy} if tool.policy else {})

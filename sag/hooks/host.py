@@ -26,7 +26,7 @@ import pluggy
 from msgspec import Struct, field
 
 from sag.hooks.connectors import Connectors
-from sag.hooks.hub import Asgi, Hub, Preset, Services, Staged, TopicFamily, one_line
+from sag.hooks.hub import Hub, MountedApp, Preset, Services, Staged, TopicFamily, one_line
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import Model, Provider
 from sag.hooks.spec import Hooks
@@ -61,7 +61,7 @@ class Extensions:
         self.providers: dict[str, Provider] = {}
         self.kinds: dict[str, RunKind] = {}
         self.connectors = Connectors()
-        self.mounts: dict[str, Asgi] = {}
+        self.mounts: dict[str, MountedApp] = {}
         self.presets: dict[str, Preset] = {}
         self.version = 0
         """Grows with each change of providers and models."""
@@ -399,7 +399,7 @@ class PluginHost:
             else:
                 provides.connectors.append(connector.name)
         for path, app in staged.mounts:
-            if any(_overlap(path, taken) for taken in ext.mounts):
+            if any(_overlap(path, app, *taken) for taken in ext.mounts.items()):
                 self._add(info.problems, info, f"mount {path!r} is left out: the path is taken")
             else:
                 ext.mounts[path] = app
@@ -641,8 +641,9 @@ def _without_hub(function: Callable[[], Any]) -> Callable[[Any], Any]:
     return lambda hub: function()
 
 
-def _overlap(path: str, other: str) -> bool:
-    return f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/")
+def _overlap(path: str, app: MountedApp, taken: str, other: MountedApp) -> bool:
+    over, under = f"{path}/".startswith(f"{taken}/"), f"{taken}/".startswith(f"{path}/")
+    return path == taken or (over and other.below) or (under and app.below)
 
 
 def _dist(ep: EntryPoint) -> tuple[str, str]:

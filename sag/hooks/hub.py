@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -37,6 +37,7 @@ Report = Callable[[Literal["note", "problem"], str], None]
 KEY_LENGTH = 200
 CONNECTOR_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 class Services(Protocol):
@@ -151,6 +152,13 @@ class Preset(Struct, omit_defaults=True):
     description: str = ""
 
 
+class MountedApp(NamedTuple):
+    """An ASGI application of a plugin, and whether what lies below its path is its own too."""
+
+    app: Asgi
+    below: bool
+
+
 class ModelPlace(Struct):
     """Where a model is reached.
 
@@ -183,7 +191,7 @@ class Staged:
         self.kinds: list[RunKind] = []
         self.operations: list[Operation] = []
         self.connectors: list[Connector] = []
-        self.mounts: list[tuple[str, Asgi]] = []
+        self.mounts: list[tuple[str, MountedApp]] = []
         self.presets: list[Preset] = []
         self.topics: TopicFamily | None = None
 
@@ -378,20 +386,20 @@ class Hub(Generic[S]):
             self._check_open()
             self._staged.connectors.append(connector)
 
-    def add_mount(self, path: str, app: Asgi) -> None:
-        """Serve an ASGI application at a path and below it.
+    def add_mount(self, path: str, app: Asgi, *, below: bool = True) -> None:
+        """Serve an ASGI application at a path, and below it unless that is not wanted.
 
         The hub checks Host, Origin and credentials first; `scope["state"]["user"]` is the `User`, `["client"]` the
         client id that the request names. Lifespan events are not passed on.
 
         Raises:
-            ValueError: The path does not begin with a slash, or ends with one.
+            ValueError: The path is not made of slashes, each with letters, digits, `.`, `_`, `~` or `-` behind it.
         """
-        if not path.startswith("/") or path.endswith("/"):
+        if not _PATH.fullmatch(path):
             raise ValueError(f"{path!r} is no path to mount at")
         with self._lock:
             self._check_open()
-            self._staged.mounts.append((path, app))
+            self._staged.mounts.append((path, MountedApp(app, below)))
 
     def add_preset(self, name: str, title: str, config: Json, description: str = "") -> None:
         """Offer a conversation's config under a name, such as a system prompt for a kind of work."""

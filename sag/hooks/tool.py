@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_type_hints, overload
 import msgspec
 from msgspec import Struct, field
 
-from sag.errors import Fault
+from sag.hooks.schema import check_schema
 from sag.ops.dispatch import DECODE_ERRORS, User, params_fault
 
 Risk = Literal["read", "write", "danger"]
@@ -93,7 +93,15 @@ class Sampled(Struct):
 
 
 class ToolError(Exception):
-    """A tool failed in a way that the model is told; the text is what it gets to read."""
+    """A tool failed in a way that the model is told; the text is what it gets to read.
+
+    Attributes:
+        kind: What programs tell it by, as in `tool.close`.
+    """
+
+    def __init__(self, message: str = "", *, kind: str = "tool.error") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ToolContext(Protocol):
@@ -307,20 +315,6 @@ def _plain_schema(struct: type[msgspec.Struct]) -> Json:
     own = {k: v for k, v in own.items() if k != "title"}
     own.setdefault("properties", {})
     return {**own, "$defs": defs} if defs else own
-
-
-def check_schema(schema: Json, value: Any, kind: str = "rpc.params") -> Any:
-    """Hold a value against a JSON Schema and give it back.
-
-    Raises:
-        Fault: Of the kind given, with the path of the worst fault.
-    """
-    import jsonschema
-
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
-    if error is not None:
-        raise Fault(kind, error.message[:500], path=error.json_path)
-    return value
 
 
 def plain_json(value: Any) -> Any:

@@ -373,11 +373,12 @@ class Connection:
         if session is None:
             session = hub.sessions.new(self.user.id)
         elif isinstance(session.outlet, Connection):
-            old, session.outlet = session.outlet, None
+            old = session.outlet
+            session.cut()
             old.session = None
             old.end(closing.REPLACED)
         self.session = session
-        refused = session.declare(p.tools, hub.tools) if p.tools is not None else []
+        refused = session.declare(p.tools, hub.taken()) if p.tools is not None else []
         topics: dict[str, Any] = {}
         activate: list[Subscription] = []
         room = hub.limits.frame - HELLO_ROOM

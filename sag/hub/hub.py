@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Container, Coroutine
 from typing import Any
 
 from sag.errors import Fault
-from sag.hooks.tool import Tool
 from sag.hub.connection import Connection
 from sag.hub.session import Sessions
 from sag.ops.dispatch import Dispatcher, User
@@ -27,7 +26,7 @@ class Hub:
         settings: Times and limits.
         topics: What they follow.
         dispatcher: What they call.
-        tools: The hub's own tools, whose names a client's tools may not take.
+        taken: Tells the names of the hub's own tools, which a client's tools may not take.
         identify: Who bears a token: the user, when it expires (Unix ms), the token's id.
         version: What `hello` tells.
     """
@@ -37,15 +36,15 @@ class Hub:
         settings: HubSettings,
         topics: Topics,
         dispatcher: Dispatcher,
-        tools: Mapping[str, Tool],
+        taken: Callable[[], Container[str]],
         identify: Identify,
         version: str,
     ) -> None:
         self.settings, self.limits = settings, settings.limits
-        self.topics, self.dispatcher, self.tools, self.identify, self.version = (
+        self.topics, self.dispatcher, self.taken, self.identify, self.version = (
             topics,
             dispatcher,
-            tools,
+            taken,
             identify,
             version,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -45,13 +45,25 @@ class Outlet(Protocol):
 
 
 class OpenCall:
-    """A call that the client has not answered."""
+    """A call that the client has not answered.
 
-    __slots__ = ("context", "future", "id", "idempotent", "params")
+    Attributes:
+        sent: Whether it went out, so that the client may know of it.
+        lost_at: Ends it as lost; set by a cut under one that must not be sent again.
+    """
+
+    __slots__ = ("context", "future", "id", "idempotent", "lost_at", "params", "sent")
 
     def __init__(self, id: str, params: Json, idempotent: bool, context: CallContext) -> None:
         self.id, self.params, self.idempotent, self.context = id, params, idempotent, context
         self.future: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
+        self.sent = False
+        self.lost_at: asyncio.TimerHandle | None = None
+
+    def lose(self, why: str) -> None:
+        """The client can answer no more; one that was answered is left."""
+        if not self.future.done():
+            self.future.set_exception(ToolLost(why))
 
 
 class Session:
@@ -72,6 +84,7 @@ class Session:
         self._fresh: str | None = None
         self._tools: dict[str, Tool] = {}
         self._calls: dict[str, OpenCall] = {}
+        self._cancelled: list[str] = []  # while it was cut
         self._next = 0
         self.gone = False
 
@@ -99,8 +112,13 @@ class Session:
     def tools(self) -> Mapping[str, Tool]:
         return {} if self.gone else self._tools
 
-    def declare(self, tools: list[ClientTool], taken: Mapping[str, Tool]) -> list[str]:
-        """Take a client's tools; gives the names that cannot be had."""
+    def declare(self, tools: list[ClientTool], taken: Container[str]) -> list[str]:
+        """Take a client's tools; gives the names that cannot be had.
+
+        Args:
+            tools: All that it offers from now on.
+            taken: Names of the hub's own.
+        """
         refused: list[str] = []
         self._tools = {}
         for t in tools:
@@ -124,6 +142,7 @@ class Session:
             risk=risk,
             idempotent=t.idempotent,
             timeout_s=t.timeout_ms / 1000,
+            longest_s=0,  # the client is told a deadline, and progress does not move it
             origin="client",
         )
 
@@ -134,7 +153,7 @@ class Session:
         id = f"s{self._next}"
         params = {"call": ctx.call, "run": ctx.run, "name": t.name, "args": args, "deadline_ms": t.timeout_ms}
         call = self._calls[id] = OpenCall(id, params, t.idempotent, ctx)
-        self._send(call, redelivered=False)
+        self._send(call)
         try:
             return await call.future
         except asyncio.CancelledError:
@@ -142,20 +161,43 @@ class Session:
             raise
         finally:
             self._calls.pop(id, None)
+            if call.lost_at is not None:
+                call.lost_at.cancel()
 
-    def _send(self, call: OpenCall, redelivered: bool) -> None:
+    def _send(self, call: OpenCall) -> None:
         if self.outlet is not None:
-            self.outlet.send(frames.request(call.id, "tool.call", {**call.params, "redelivered": redelivered}))
+            params = {**call.params, "redelivered": call.sent}
+            call.sent = True
+            self.outlet.send(frames.request(call.id, "tool.call", params))
 
     def _cancel(self, id: str) -> None:
         if self.outlet is not None:
             self.outlet.send(frames.notification("rpc.cancel", {"id": id}))
+        else:
+            self._cancelled.append(id)
+
+    def cut(self) -> None:
+        """The connection is gone: a call that went out and must not be sent again is lost after a while.
+
+        That is `keep_ms` later or at its deadline, whichever comes first (protocol section 7).
+        """
+        self.outlet = None
+        loop = asyncio.get_running_loop()
+        for call in self._calls.values():
+            if not call.sent or call.idempotent or call.lost_at is not None:
+                continue
+            at = loop.time() + self.keep_ms / 1000
+            if call.context.limit is not None and (deadline := call.context.limit.when()) is not None:
+                at = min(at, deadline - 0.02)  # just before, since at the deadline it would be a timeout
+            call.lost_at = loop.call_at(at, call.lose, "The connection to the client broke; it did not answer since.")
 
     def redeliver(self) -> None:
-        """After a resume: send idempotent calls again; the others stay open for an answer that may come unasked."""
+        """After a resume: send what never went out, and idempotent calls again; others may be answered unasked."""
+        while self._cancelled:
+            self._cancel(self._cancelled.pop())
         for call in list(self._calls.values()):
-            if call.idempotent:
-                self._send(call, redelivered=True)
+            if call.idempotent or not call.sent:
+                self._send(call)
 
     def answered(self, id: object, result: bytes, error: bytes) -> None:
         """The client answered a call; an id that is not open is ignored."""
@@ -178,6 +220,9 @@ class Session:
         done = params.get("done")
         if call is None or not isinstance(done, int | float):
             return
+        if call.lost_at is not None:  # so it is still at work, and will answer
+            call.lost_at.cancel()
+            call.lost_at = None
         total, text = params.get("total"), params.get("text")
         call.context.report(
             ToolProgress(
@@ -192,8 +237,7 @@ class Session:
         """The session is over: its open calls are lost."""
         self.gone = True
         for call in list(self._calls.values()):
-            if not call.future.done():
-                call.future.set_exception(ToolLost("The client that offers this tool went away."))
+            call.lose("The client that offers this tool went away.")
 
 
 class Sessions:
@@ -220,7 +264,7 @@ class Sessions:
 
     def cut(self, session: Session) -> None:
         """A session lost its connection."""
-        session.outlet = None
+        session.cut()
         loop = asyncio.get_running_loop()
         self._timers[session.id] = loop.call_later(self._keep_ms / 1000, self._expire, session)
 

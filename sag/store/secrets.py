@@ -5,13 +5,16 @@ Who has a copy of the database alone, a backup say, has no secrets.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sag.errors import Fault
 from sag.secret import remember
 from sag.store.kv import KeyValue
 
@@ -37,27 +40,37 @@ class Secrets:
         self._box: Fernet | None = None
 
     async def get(self, space: str, key: str) -> str | None:
-        """A secret, or None where there is none or the hub's key is another one now."""
-        from cryptography.fernet import InvalidToken
+        """A secret, or None where there is none or the hub's key is another one now.
 
+        Raises:
+            Fault: store.unavailable, where the hub's key cannot be read.
+        """
         kept = await self._kv.get(SPACE, f"{space} {key}")
         if kept is None:
             return None
+        await asyncio.to_thread(self._cipher)  # what it imports would hold the loop
+        from cryptography.fernet import InvalidToken
+
         try:
             value = self._cipher().decrypt(kept.encode()).decode()
-        except InvalidToken:
+        except (InvalidToken, UnicodeError):
             log.error("a secret of %s cannot be read: the key in %s is not the one that it was kept with", space, FILE)
             return None
         remember(value)
         return value
 
     async def put(self, space: str, key: str, value: str | None) -> None:
-        """Keep a secret; None forgets it."""
+        """Keep a secret; None forgets it.
+
+        Raises:
+            Fault: store.unavailable, where the hub's key cannot be read or written; store.full and its like.
+        """
         if value is None:
             await self._kv.delete(SPACE, f"{space} {key}")
             return
         remember(value)
-        await self._kv.put(SPACE, f"{space} {key}", self._cipher().encrypt(value.encode()).decode())
+        box = await asyncio.to_thread(self._cipher)
+        await self._kv.put(SPACE, f"{space} {key}", box.encrypt(value.encode()).decode())
 
     def _cipher(self) -> Fernet:
         from cryptography.fernet import Fernet
@@ -67,16 +80,36 @@ class Secrets:
                 digest = hashlib.scrypt(self._given.encode(), salt=b"sag.secret", n=1 << 14, r=8, p=1, dklen=32)
                 self._box = Fernet(base64.urlsafe_b64encode(digest))
             else:
-                self._box = Fernet(self._own_key())
+                try:
+                    self._box = Fernet(self._own_key())
+                except (OSError, ValueError) as e:
+                    log.error("the key of the secrets, %s in the data folder, cannot be used: %s", FILE, e)
+                    raise Fault("store.unavailable", "The key of the secrets cannot be used; the log says why.") from e
         return self._box
 
     def _own_key(self) -> bytes:
+        """The key in the file; a new one that is whole before anybody sees it, and outlives what it encrypts."""
         from cryptography.fernet import Fernet
 
         path = self._folder / FILE
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(Fernet.generate_key())
-        except FileExistsError:
-            pass
-        return path.read_bytes()
+        if not path.exists():
+            fd, fresh = tempfile.mkstemp(prefix=f"{FILE}.", dir=self._folder)  # readable by this user alone
+            try:
+                with open(fd, "wb") as file:
+                    file.write(Fernet.generate_key())
+                    file.flush()
+                    os.fsync(fd)
+                try:
+                    os.link(fresh, path)
+                except FileExistsError:
+                    pass  # another process was faster
+                except OSError:  # a file system without links
+                    os.replace(fresh, path)
+            finally:
+                Path(fresh).unlink(missing_ok=True)
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        return path.read_bytes().strip()

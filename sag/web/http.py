@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from sag.errors import Fault
-from sag.hooks.hub import Asgi
+from sag.hooks.hub import MountedApp
 from sag.hub.hub import Hub
 from sag.hub.subscription import Follower, Position, place, resolve
 from sag.ops.dispatch import DECODE_ERRORS, Call, Dispatcher, error_body, params_fault
@@ -63,7 +63,8 @@ class HttpFacade:
         self._hub, self._dispatcher, self._guard, self._blobs = hub, dispatcher, guard, blobs
         self._health, self._schemas = health, schemas
         self._followers: set[Follower] = set()
-        self.mounts: Mapping[str, Asgi] = {}
+        self._closing = asyncio.Event()
+        self.mounts: Mapping[str, MountedApp] = {}
 
     def routes(self, frontend: Path) -> list[BaseRoute]:
         """All routes; a REST route stands for its operation."""
@@ -78,10 +79,11 @@ class HttpFacade:
         for op in self._dispatcher.registry:
             if op.rest:
                 method, _, path = op.rest.partition(" ")
-                routes.append(Route(path, self._guarded(self._rest(op)), methods=[method]))
-        for path, app in self.mounts.items():
-            mounted = _Mounted(app, path, self._guard, self.mounts)
-            routes += [Route(path, mounted), Route(f"{path}/{{rest:path}}", mounted)]
+                for at in sorted({path, path.rstrip("/")}):  # a path that ends in a slash is served without it too
+                    routes.append(Route(at, self._guarded(self._rest(op)), methods=[method]))
+        for path, given in self.mounts.items():
+            mounted = _Mounted(given, path, self._guard, self.mounts, self._closing)
+            routes += [Route(path, mounted), Route(f"{path}/{{rest:path}}", mounted)][: 1 + given.below]
         for name in ("kiosk", "voice", "chat"):
             folder = frontend / name
             if (folder / "index.html").is_file():
@@ -93,7 +95,8 @@ class HttpFacade:
         return routes
 
     def close(self) -> None:
-        """End the event streams."""
+        """End the event streams, and tell what is mounted that its clients are gone."""
+        self._closing.set()
         for follower in list(self._followers):
             follower.ended(follower.topic, "restart")
 
@@ -317,16 +320,29 @@ async def _no_page(request: Request) -> Response:
 class _Mounted:
     """A plugin's application behind the hub's own checks; they hold for reading too, for nobody knows what it does."""
 
-    def __init__(self, app: Asgi, path: str, guard: Guard, mounts: Mapping[str, Asgi]) -> None:
-        self._app, self._path, self._guard, self._mounts = app, path, guard, mounts
+    def __init__(
+        self, app: MountedApp, path: str, guard: Guard, mounts: Mapping[str, MountedApp], closing: asyncio.Event
+    ) -> None:
+        self._app, self._path, self._guard, self._mounts, self._closing = app, path, guard, mounts, closing
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        begun = False
+        begun = ended = False
 
         async def tell(message: Any) -> None:
-            nonlocal begun
+            nonlocal begun, ended
             begun = begun or message["type"] == "http.response.start"
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
+
+        async def hear() -> Any:
+            """What the client sends; that it is gone once the hub goes down, for a stream ends by nothing else."""
+            message, closing = asyncio.ensure_future(receive()), asyncio.ensure_future(self._closing.wait())
+            try:
+                await asyncio.wait({message, closing}, return_when=asyncio.FIRST_COMPLETED)
+                return message.result() if message.done() else {"type": "http.disconnect"}
+            finally:
+                message.cancel()
+                closing.cancel()
 
         try:
             headers = scope["headers"]
@@ -341,7 +357,11 @@ class _Mounted:
                 raise Fault("auth.required")
             client = next((v.decode("latin-1") for k, v in headers if k == b"sag-client"), "")
             state = {**scope.get("state", {}), "user": user, "client": client}
-            await self._app({**scope, "state": state}, receive, tell)
+            await self._app.app({**scope, "state": state}, hear, tell)
+            if not ended and self._closing.is_set():  # it believes its client gone, which is there
+                if not begun:
+                    raise Fault("draining", after_ms=1000)
+                await send({"type": "http.response.body", "body": b""})
         except Exception as e:
             if begun:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from sag.app import App
+from sag.hooks.connector import Connector
 from sag.hooks.tool import Tool, ToolError, tool
 from sag.ops.dispatch import Call, User
 from sag.settings import load
@@ -117,13 +118,17 @@ async def ask_name(*, ctx: Any) -> str:
 TOOLS: tuple[Tool, ...] = (double, launch, dawdle, grumble, ask_name)
 
 
-async def open_bench(folder: Path, provider: ScriptedProvider, **hub: Any) -> Bench:
+async def open_bench(
+    folder: Path, provider: ScriptedProvider, connectors: Sequence[Connector] = (), **hub: Any
+) -> Bench:
     settings = load({"SAG_DATA": str(folder)})
     for name, value in hub.items():
         setattr(settings.hub, name, value)
     app = App(settings)
     app.extensions.providers = {provider.name: provider}
     app.extensions.tools |= {t.name: t for t in TOOLS}
+    for connector in connectors:
+        app.extensions.connectors.add("test", connector)
     await app.start()
     return Bench(app, provider)
 

@@ -47,9 +47,9 @@ class FakeServices:
             self._news.notify_all()
         return len(log)
 
-    async def follow(self, owner: str, topic: str) -> AsyncIterator[tuple[str, Any]]:
+    async def follow(self, owner: str, topic: str, after: int | None) -> AsyncIterator[tuple[str, Any]]:
         log = self.events.setdefault((owner, topic), [])
-        at = len(log)
+        at = len(log) if after is None else after
         while True:
             async with self._news:
                 await self._news.wait_for(lambda: len(log) > at)  # noqa: B023 - waited for before it changes

@@ -8,7 +8,7 @@
 import { comesBack, jitter } from './backoff';
 import { Calls, frameBytes } from './calls';
 import { clientError, RpcError } from './errors';
-import { systemClock, type Clock, type Options, type RequestOptions, type Status } from './options';
+import { systemClock, type ClientTool, type Clock, type Options, type RequestOptions, type Status } from './options';
 import type { Operations } from './protocol.gen';
 import { pageStorage, SessionStore } from './session';
 import type { ConfigDoc } from './shapes';
@@ -80,6 +80,7 @@ export class Client {
   #server: ServerInfo | null = null;
   #session: SessionInfo | null = null;
   #lastBye: Bye | null = null;
+  #toolsRefused: string[] = [];
 
   #socket: WebSocket | null = null;
   /** Grows with each attempt, so that what an older one still does is told apart. */
@@ -109,7 +110,7 @@ export class Client {
     const line = this.#line();
     this.#calls = new Calls(line, this.#clock);
     this.#topics = new Topics(line, this.#clock, options.reducers ?? {});
-    this.#toolbox = new Toolbox(options.tools ?? [], line, this.#clock);
+    this.#toolbox = new Toolbox(options.tools, line, this.#clock);
   }
 
   get status(): Status { return this.#status; }
@@ -120,6 +121,8 @@ export class Client {
   get server(): ServerInfo | null { return this.#server; }
   get session(): SessionInfo | null { return this.#session; }
   get lastBye(): Bye | null { return this.#lastBye; }
+  /** Names of this client's tools that the server does not offer to runs. */
+  get toolsRefused(): string[] { return this.#toolsRefused; }
 
   // ------------------------------------------------------------- life cycle
 
@@ -209,6 +212,44 @@ export class Client {
     return this.request('config.get', { scope });
   }
 
+  // ------------------------------------------------------- tools of its own
+
+  /** Offers a tool to the runs that this client starts, from the next hello on; one of the same name is replaced. */
+  addTool(tool: ClientTool): void {
+    this.#toolbox.add(tool);
+  }
+
+  /** Offers a tool no longer, from the next hello on. */
+  dropTool(name: string): void {
+    this.#toolbox.drop(name);
+  }
+
+  /**
+   * Tells the server now of tools that were added or dropped, and gives the names that it refuses.
+   *
+   * Tools are told in hello alone, so this says hello on a new connection, which goes on where the old one was.
+   *
+   * @throws RpcError The client is closed, or is sent away.
+   */
+  offerTools(): Promise<string[]> {
+    if (this.#status === 'closed') return Promise.reject(clientError(503, 'closed', 'the client is closed'));
+    return new Promise((resolve, reject) => {
+      const stop = [
+        this.on('session', ({ tools_refused }) => settle(() => resolve(tools_refused))),
+        this.on('status', (status) => {
+          if (status === 'closed') settle(() => reject(this.#refusal ?? clientError(503, 'closed', 'the client was closed')));
+        }),
+      ];
+      const settle = (how: () => void) => {
+        for (const each of stop) each();
+        how();
+      };
+      if (this.#status === 'idle') return;
+      this.#cut(1000);
+      void this.#open();
+    });
+  }
+
   // ------------------------------------------------------------- connecting
 
   async #open(): Promise<void> {
@@ -261,7 +302,8 @@ export class Client {
   }
 
   #sendHello(token: string | undefined): void {
-    const { client, caps, tools } = this.#options;
+    const { client, caps } = this.#options;
+    const tools = this.#toolbox.offer();
     const ticket = this.#store.read();
     this.#helloId = this.#calls.nextId();
     this.#sendText(JSON.stringify({
@@ -273,7 +315,7 @@ export class Client {
         ...(token === undefined ? {} : { auth: { scheme: 'bearer', token } }),
         ...(caps ? { caps } : {}),
         topics: this.#topics.greet(),
-        ...(tools ? { tools: this.#toolbox.offer() } : {}),
+        ...(tools ? { tools } : {}),
         ...(ticket ? { resume: ticket } : {}),
       },
     }));
@@ -284,6 +326,7 @@ export class Client {
     this.#helloId = null;
     this.#store.write({ session: id, secret });
     this.#session = { id, resumed, keep_ms };
+    this.#toolsRefused = answer.tools_refused ?? [];
     this.#server = answer.server ?? null;
     this.#user = answer.user ?? null;
     this.#limits = { ...LIMITS, ...answer.limits };
@@ -300,7 +343,7 @@ export class Client {
     if (resumed) this.#toolbox.resume();
     this.#topics.settleAll();
     this.#calls.pump();
-    this.#emit('session', { ...this.#session, tools_refused: answer.tools_refused ?? [] });
+    this.#emit('session', { ...this.#session, tools_refused: this.#toolsRefused });
   }
 
   /** An error for an answer to hello. The server closes and its code decides; where it does not, we do. */

@@ -45,6 +45,8 @@ export interface ClientTool {
   /** The server may send a call again after a cut. */
   idempotent?: boolean;
   timeout_ms?: number;
+  /** A person is asked before what is dangerous; `read` by default. */
+  risk?: 'read' | 'write' | 'danger';
   run(args: any, ctx: ToolContext): ToolResult | Promise<ToolResult>;
 }
 

@@ -1143,10 +1143,15 @@ export interface ToolClose {
   ref?: string | null;
 }
 
-/** Whose tools: all, or those of one connector or plugin; `client` is the device that is asked for. */
+/**
+ * Whose tools: all, or those of one connector or plugin; `client` is the device that is asked for. `brief` leaves out
+ * the schemas, which of many tools do not fit a frame.
+ */
 export interface ToolList {
   origin?: string | null;
   client?: string | null;
+  /** Default `false`. */
+  brief?: boolean;
 }
 
 /** A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector. */
@@ -1183,7 +1188,7 @@ export interface ToolView {
   origin: string;
   /** Of its definition. */
   risk: string;
-  /** JSON Schema of its arguments. */
+  /** JSON Schema of its arguments; empty where it was not asked for. */
   input: Json;
   /** Whether runs of the device are offered it. */
   enabled: boolean;

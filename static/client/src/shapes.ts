@@ -146,7 +146,11 @@ export interface ToolProgress {
 export interface ToolState {
   run: string;
   name: string;
+  /** What people call it. */
+  title?: string | null;
   origin: string;
+  /** The same where it is a connector. */
+  connector?: string | null;
   args: any;
   risk?: string;
   status: ToolStatus;

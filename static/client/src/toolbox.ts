@@ -2,7 +2,8 @@
  * The tools that this client provides, and the server's calls of them (protocol section 7).
  *
  * A call runs once, however often it arrives: what runs goes on over a cut, what is answered is answered again from
- * memory until its deadline. Frames come from `client` and go out through it.
+ * memory until its deadline. One that must not run twice and may have run before this page was loaded is refused.
+ * Frames come from `client` and go out through it.
  */
 import { RpcError } from './errors';
 import type { ClientTool, Clock, ToolResult } from './options';
@@ -44,12 +45,26 @@ export class Toolbox {
   readonly #tools: Map<string, ClientTool>;
   readonly #calls = new Map<Id, OpenCall>();
 
-  constructor(tools: ClientTool[], private readonly outlet: Outlet, private readonly clock: Clock) {
-    this.#tools = new Map(tools.map((tool) => [tool.name, tool]));
+  #isTold: boolean;
+
+  constructor(tools: ClientTool[] | undefined, private readonly outlet: Outlet, private readonly clock: Clock) {
+    this.#tools = new Map((tools ?? []).map((tool) => [tool.name, tool]));
+    this.#isTold = tools !== undefined;
   }
 
-  /** The tools as `hello` offers them. */
-  offer(): object[] {
+  add(tool: ClientTool): void {
+    this.#tools.set(tool.name, tool);
+    this.#isTold = true;
+  }
+
+  drop(name: string): void {
+    this.#tools.delete(name);
+    this.#isTold = true;
+  }
+
+  /** The tools as `hello` offers them; undefined where the application never had any. */
+  offer(): object[] | undefined {
+    if (!this.#isTold) return undefined;
     return [...this.#tools.values()].map(({ run: _, ...declaration }) => declaration);
   }
 
@@ -68,6 +83,11 @@ export class Toolbox {
     const tool = this.#tools.get(params.name);
     if (!tool) {
       this.#answer(call, { id: frame.id, error: failure(404, 'tool.unknown', `no tool ${params.name}`) });
+      return;
+    }
+    if (params.redelivered === true && !tool.idempotent) {
+      const error = failure(409, 'tool.lost', `${tool.name}: whether it was done before is not known`);
+      this.#answer(call, { id: frame.id, error });
       return;
     }
     call.timer = this.clock.setTimeout(
@@ -103,13 +123,12 @@ export class Toolbox {
       redelivered: params.redelivered === true,
       progress: (done: number, total?: number, text?: string) => this.#progress(id, call, { id, done, total, text }),
     };
-    let answer: Answer;
     try {
-      answer = { id, result: contentOf(await tool.run(params.args ?? {}, context)) };
+      this.#answer(call, { id, result: contentOf(await tool.run(params.args ?? {}, context)) });
     } catch (error) {
-      answer = { id, error: this.#errorBody(tool, error) };
+      // What it threw, or that its result is no JSON.
+      this.#answer(call, { id, error: this.#errorBody(tool, error) });
     }
-    this.#answer(call, answer);
   }
 
   #errorBody(tool: ClientTool, error: unknown): ErrorBody {
@@ -134,14 +153,15 @@ export class Toolbox {
   /** Answers a call, unless it was answered: by cancel or deadline, or because it belongs to a session that is lost. */
   #answer(call: OpenCall, answer: Answer): void {
     if (call.answer !== null || this.#calls.get(answer.id) !== call) return;
-    this.clock.clearTimeout(call.timer);
-    call.answer = JSON.stringify(answer);
+    let text = JSON.stringify(answer);
     const limit = this.outlet.limits.frame;
-    if (this.outlet.frameBytes(call.answer) > limit) {
+    if (this.outlet.frameBytes(text) > limit) {
       const error = failure(413, 'client.frame', `the result is larger than ${limit} bytes`);
-      call.answer = JSON.stringify({ id: answer.id, error });
+      text = JSON.stringify({ id: answer.id, error });
     }
-    this.#send(call.answer);
+    this.clock.clearTimeout(call.timer);
+    call.answer = text;
+    this.#send(text);
   }
 
   #send(text: string): void {

@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { RpcError, type ClientTool, type ToolContext } from '../src/index';
 import { resumed, Rig, settle } from './fakes';
 
@@ -88,6 +88,31 @@ describe('a tool of the client', () => {
     expect(rig.socket.sent.at(-1)).toMatchObject({ id: 's12', error: { code: 408 } });
   });
 
+  test('works on several calls at once and answers each when it is done', async () => {
+    const { rig, slow } = await rigWithTool();
+    rig.socket.deliver(call('s1'), call('s2'), call('s3'));
+    rig.socket.deliver({ method: 'rpc.cancel', params: { id: 's1' } });
+    slow.calls[2]!.resolve('third');
+    await settle();
+    slow.calls[1]!.resolve('second');
+    await settle();
+    expect(rig.socket.sent.slice(1).map(({ id, error, result }) => [id, error?.code ?? result.content[0].text])).toEqual([
+      ['s1', 499], ['s3', 'third'], ['s2', 'second'],
+    ]);
+    expect(slow.calls.map(({ ctx }) => ctx.signal.aborted)).toEqual([true, false, false]);
+  });
+
+  test.each([
+    ['a value', (): unknown => { const ring: any = {}; ring.ring = ring; return ring; }],
+    ['content', (): unknown => { const ring: any = { content: [] }; ring.content.push(ring); return ring; }],
+  ])('whose result is %s that is no JSON answers an error', async (_, make) => {
+    const { rig, slow } = await rigWithTool();
+    rig.socket.deliver(call('s12'));
+    slow.calls[0]!.resolve(make());
+    await settle();
+    expect(rig.socket.sent.at(-1)).toMatchObject({ id: 's12', error: { data: { kind: 'tool.failed' } } });
+  });
+
   test('with a result larger than a frame answers 413', async () => {
     const { rig, slow } = await rigWithTool();
     rig.socket.deliver(call('s12'));
@@ -129,6 +154,19 @@ describe('over a cut', () => {
     expect(slow.calls).toHaveLength(1);
   });
 
+  test('a call that must not run twice and is not known here is refused', async () => {
+    const once = vi.fn(() => 'done');
+    const rig = new Rig({ tools: [{ name: 'once', description: '', input: { type: 'object' }, run: once }] });
+    await rig.open(resumed('s2'));
+    rig.socket.deliver(call('s7', { name: 'once', redelivered: true }));
+    await settle();
+    expect(rig.socket.sent.at(-1)).toMatchObject({ id: 's7', error: { code: 409, data: { kind: 'tool.lost' } } });
+    expect(once).not.toHaveBeenCalled();
+    rig.socket.deliver(call('s8', { name: 'once' }));
+    await settle();
+    expect(once).toHaveBeenCalledOnce();
+  });
+
   test('an answer is forgotten when its deadline is over', async () => {
     const { rig, slow } = await rigWithTool();
     rig.socket.deliver(call('s12'));
@@ -154,5 +192,57 @@ describe('over a cut', () => {
     slow.calls[1]!.resolve('new');
     await settle();
     expect(rig.socket.sent.at(-1)).toEqual({ id: 's1', result: { content: [{ kind: 'text', text: 'new' }] } });
+  });
+});
+
+describe('the tools on offer', () => {
+  const tool = (name: string): ClientTool => ({ name, description: name, input: { type: 'object' }, run: () => name });
+  const offered = (rig: Rig) => rig.socket.sent[0].params.tools?.map((each: any) => each.name);
+
+  test('are left out of hello by a client that never had any, which keeps those of the session', async () => {
+    const rig = new Rig();
+    await rig.open();
+    expect(offered(rig)).toBeUndefined();
+  });
+
+  test('are told anew by the next hello', async () => {
+    const rig = new Rig({ tools: [tool('a')] });
+    rig.client.addTool(tool('b'));
+    await rig.open();
+    expect(offered(rig)).toEqual(['a', 'b']);
+    rig.client.dropTool('a');
+    rig.client.dropTool('b');
+    rig.socket.fail();
+    await rig.open(resumed('s2'));
+    expect(offered(rig)).toEqual([]);
+  });
+
+  test('are told at once by a hello that goes on with the session, and what is refused is given', async () => {
+    const rig = new Rig();
+    await rig.open();
+    const first = rig.socket;
+    const waiting = rig.client.request('run.start', { input: [] });
+    rig.client.addTool(tool('clock'));
+    const refused = rig.client.offerTools();
+    await settle();
+    expect(first.closedWith).toBe(1000);
+    expect(rig.sockets).toHaveLength(2);
+    rig.socket.onopen?.();
+    expect(offered(rig)).toEqual(['clock']);
+    expect(rig.socket.sent[0].params.resume).toEqual({ session: 'ses_1', secret: 's1' });
+    rig.answerHello(resumed('s2', { tools_refused: ['clock'] }));
+    expect(await refused).toEqual(['clock']);
+    expect(rig.client.toolsRefused).toEqual(['clock']);
+    rig.answer('run.start', { conv: 'c1', run: 'r1' });
+    expect(await waiting).toMatchObject({ run: 'r1' });
+  });
+
+  test('cannot be told by a client that is closed', async () => {
+    const rig = new Rig();
+    await rig.open();
+    const offering = rig.client.offerTools();
+    rig.client.close();
+    await expect(offering).rejects.toMatchObject({ kind: 'client.closed' });
+    await expect(rig.client.offerTools()).rejects.toMatchObject({ kind: 'client.closed' });
   });
 });
