@@ -5,6 +5,8 @@ const models = [
   { id: 'demo/scripted', label: 'Demo (scripted, offline)' }, { id: 'openai/gpt-5', label: 'GPT-5' }, { id: 'openai/gpt-5-mini' }, { id: 'local/qwen:7b' },
 ];
 
+const presets = [{ name: 'planning', title: 'Resource planning' }, { name: 'brief', title: 'In a nutshell' }];
+
 describe('commands', () => {
   it.each<[string, object]>([
     ['/new', { name: 'new' }],
@@ -19,10 +21,14 @@ describe('commands', () => {
     ['/system Be brief.\nAnd kind.', { name: 'system', system: 'Be brief.\nAnd kind.' }],
     ['/theme dark', { name: 'theme', theme: 'dark' }],
     ['/theme', { name: 'theme', theme: null }],
-  ])('%j is one', (text, command) => expect(parseCommand(text, models)).toEqual({ command }));
+    ['/connectors', { name: 'connectors' }],
+    ['/preset planning', { name: 'preset', preset: 'planning' }],
+    ['/preset Resource planning', { name: 'preset', preset: 'planning' }],
+    ['/preset brief', { name: 'preset', preset: 'brief' }],
+  ])('%j is one', (text, command) => expect(parseCommand(text, models, presets)).toEqual({ command }));
 
-  it.each(['/temperature 3', '/temperature warm', '/model', '/model gpt', '/theme pink', '/new chat about cats'])('%j is told what is wrong', (text) => {
-    expect(parseCommand(text, models)).toHaveProperty('fault');
+  it.each(['/temperature 3', '/temperature warm', '/model', '/model gpt', '/theme pink', '/new chat about cats', '/preset', '/preset n', '/preset none'])('%j is told what is wrong', (text) => {
+    expect(parseCommand(text, models, presets)).toHaveProperty('fault');
   });
 
   it.each(['/etc/hosts', '/unknown', 'hello /new', ' /new', '/', '/newer', '//new'])('%j is a message', (text) => {
@@ -55,6 +61,9 @@ describe('what is being typed', () => {
     ['/temperature 0', null],
     ['/model g', 'model-of-command g 7-8'],
     ['/theme ', 'theme-of-command  7-7'],
+    ['/preset pl', 'preset-of-command pl 8-10'],
+    ['/list_people-2', 'command list_people-2 0-14'],
+    ['/etc/hosts', null],
     ['hello /', null],
     ['@', 'mention  0-1'],
     ['ask @gpt', 'mention gpt 4-8'],

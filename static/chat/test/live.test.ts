@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { conflicts, describePatch, describeValue, edit, editTool, isToolOn, memberOf, moved, readStops, toPatch, writeStops } from '../src/lib/live';
+import { conflicts, describePatch, describeValue, edit, editTool, hasAll, isToolOn, memberOf, moved, readStops, toPatch, writeStops } from '../src/lib/live';
 
 describe('edits', () => {
   it('hold only what differs from what is in force', () => {
@@ -23,6 +23,23 @@ describe('edits', () => {
     const here = { tools: { mail: false } };
     expect(editTool({}, here, here, 'mail', true)).toEqual({ tools: { mail: null } });
     expect(editTool({}, {}, here, 'mail', true)).toEqual({ tools: { mail: true } });
+  });
+
+  it('of a tool stand above those of its connector', () => {
+    const off = { tools: { files: false } };
+    expect([isToolOn({}, off, 'files/read'), isToolOn({}, off, 'files'), isToolOn({}, off, 'time')]).toEqual([false, false, true]);
+    expect(editTool({}, off, off, 'files/read', true)).toEqual({ tools: { 'files/read': true } });
+    expect(editTool({}, {}, off, 'files/read', false)).toEqual({});
+    const both = { tools: { files: false, 'files/read': false } };
+    expect(editTool({}, both, both, 'files/read', true)).toEqual({ tools: { 'files/read': true } });
+    expect(isToolOn({ tools: { files: false } }, {}, 'files/read')).toBe(false);
+  });
+
+  it('that a preset would make are told from those that are made', () => {
+    const config = { system: 'Plan.', tools: { files: false, mail: true } };
+    expect(hasAll(config, { system: 'Plan.', tools: { files: false } })).toBe(true);
+    expect(hasAll(config, { system: 'Plan.', tools: { files: true } })).toBe(false);
+    expect(hasAll({}, { stop: [] })).toBe(false);
   });
 });
 

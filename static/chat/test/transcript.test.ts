@@ -114,6 +114,18 @@ describe('tool calls', () => {
     expect(running).toMatchObject({ kind: 'tools', calls: [{ name: 'count', status: 'running', args: { from: 3 } }] });
   });
 
+  it('tell whose they are, and what they wrote while they worked', () => {
+    const view = build(fold(
+      open('r1'), said('m1', 'r1', 'Go'), ...reply('m2', 'r1', 1, 'Building.'),
+      ['part.open', { part: 2, run: 'r1', msg: 'm2', kind: 'tool_args', call: 'k1', name: 'shop__build', ts: 3 }], ['delta', [2, '{}']],
+      ['tool.open', { call: 'k1', run: 'r1', name: 'build', title: 'Build it', origin: 'shop', connector: 'shop', args: {}, risk: 'write', ts: 3, step: 1 }],
+      ['part.open', { part: 3, run: 'r1', msg: 'm2', kind: 'tool_output', call: 'k1', ts: 4 }], ['delta', [3, 'one\n', 3, 'two\n']],
+      ['part.close', { part: 3, len: 8 }], ['part.open', { part: 4, run: 'r1', msg: 'm2', kind: 'tool_output', call: 'k1', ts: 5 }], ['delta', [4, 'three']],
+    )).turns[1]!.items[1]!;
+    expect(view).toMatchObject({ kind: 'tools', calls: [{ name: 'build', title: 'Build it', connector: 'shop', output: 'one\ntwo\nthree' }] });
+    expect(view.kind === 'tools' && view.calls.length).toBe(1);
+  });
+
   it('are found by their step where no part announces them', () => {
     const state = fold(open('r1'), said('m1', 'r1', 'Go'), ...reply('m2', 'r1', 1, 'Let me see.'), opened, ['tool.close', { call: 'k1', status: 'ok', ms: 5, result: 1 }], ...reply('m3', 'r1', 2, 'Done.', 2));
     expect(build(state).turns[1]!.items.map((item) => item.kind)).toEqual(['text', 'tools', 'text']);

@@ -1,4 +1,4 @@
-/** The words and the order of an ask's options. Pure. */
+/** The words and the order of an ask's options, and the address that it wants visited. Pure. */
 
 const REFUSALS = new Set(['deny', 'decline', 'cancel', 'no', 'reject']);
 
@@ -35,4 +35,28 @@ export function orderOptions(kind: string, options: string[]): string[] {
 /** The hub's clock decides about expiry; some slack keeps a wrong clock here from locking a person out. */
 export function isAnswerable(leftMs: number | null): boolean {
   return leftMs === null || leftMs > -60_000;
+}
+
+export interface UrlParts {
+  href: string;
+  before: string;
+  host: string;
+  after: string;
+  warning: string;
+}
+
+/** An address in pieces, so that its host stands out; null where it is none of the web. */
+export function urlParts(given: unknown): UrlParts | null {
+  if (typeof given !== 'string' || !URL.canParse(given)) return null;
+  const url = new URL(given);
+  if (!/^https?:$/.test(url.protocol)) return null;
+  const { href, host, hostname, username, password } = url;
+  const login = username || password ? `${username}${password ? `:${password}` : ''}@` : '';
+  const before = `${url.protocol}//${login}`;
+  const isLocal = /^(?:localhost|127(?:\.\d+){3}|\[::1\])$/.test(hostname);
+  const warning = login ? 'What stands before the @ is no part of the host.'
+    : hostname.split('.').some((label) => label.startsWith('xn--')) ? 'The host has letters that may be taken for others.'
+    : url.protocol === 'http:' && !isLocal ? 'What you enter there is not encrypted on its way.'
+    : '';
+  return { href, before, host, after: href.slice(before.length + host.length), warning };
 }

@@ -1,10 +1,11 @@
 /**
- * What is typed to the page rather than to the model: `/` commands at the start, `@` models at the start of a word. Pure.
+ * What is typed to the page rather than to the model: `/` commands and prompts at the start, `@` models and resources at
+ * the start of a word. Pure.
  *
  * A text that is no known command is a message like any other, and so is one with a space before its slash.
  */
 
-export type CommandName = 'new' | 'stop' | 'model' | 'temperature' | 'system' | 'settings' | 'theme' | 'help';
+export type CommandName = 'new' | 'stop' | 'model' | 'temperature' | 'system' | 'preset' | 'connectors' | 'settings' | 'theme' | 'help';
 
 export interface CommandInfo {
   name: CommandName;
@@ -19,6 +20,8 @@ export const COMMANDS: CommandInfo[] = [
   { name: 'model', takes: 'name', about: 'Change the model of the replies' },
   { name: 'temperature', takes: '0 to 2', about: 'Change the temperature' },
   { name: 'system', takes: 'text', about: 'Change the system prompt' },
+  { name: 'preset', takes: 'name', about: 'Set what a preset sets' },
+  { name: 'connectors', about: 'Connectors and tools' },
   { name: 'settings', about: 'Live settings' },
   { name: 'theme', takes: 'light, dark or system', about: 'Change the theme' },
   { name: 'help', about: 'Commands and keyboard shortcuts' },
@@ -28,11 +31,17 @@ export const COMMANDS: CommandInfo[] = [
 export const THEMES = ['system', 'light', 'dark'] as const;
 
 export type Command =
-  | { name: 'new' | 'stop' | 'settings' | 'help' }
+  | { name: 'new' | 'stop' | 'connectors' | 'settings' | 'help' }
+  | { name: 'preset'; preset: string }
   | { name: 'model'; model: string | null }
   | { name: 'temperature'; temperature: number | null }
   | { name: 'system'; system: string | null }
   | { name: 'theme'; theme: (typeof THEMES)[number] | null };
+
+export interface NamedPreset {
+  name: string;
+  title: string;
+}
 
 export interface NamedModel {
   id: string;
@@ -41,7 +50,7 @@ export interface NamedModel {
 }
 
 /** The command that a text is, what is wrong with it, or null where it is a message. */
-export function parseCommand(text: string, models: NamedModel[]): { command: Command } | { fault: string } | null {
+export function parseCommand(text: string, models: NamedModel[], presets: NamedPreset[] = []): { command: Command } | { fault: string } | null {
   const match = /^\/([a-z]+)(?:\s+([\s\S]*))?$/i.exec(text);
   const info = match && COMMANDS.find((c) => c.name === match[1]!.toLowerCase());
   if (!info) return null;
@@ -62,6 +71,12 @@ export function parseCommand(text: string, models: NamedModel[]): { command: Com
     }
     case 'system':
       return { command: { name: 'system', system: reset ? null : rest } };
+    case 'preset': {
+      const found = filterPresets(presets, rest);
+      const preset = presets.find((p) => [p.name, p.title].some((name) => name.toLowerCase() === rest.toLowerCase())) ?? (found.length === 1 ? found[0] : undefined);
+      if (rest !== '' && preset) return { command: { name: 'preset', preset: preset.name } };
+      return { fault: presets.length === 0 ? 'There are no presets.' : `Say which preset: ${presets.map((p) => p.name).join(', ')}.` };
+    }
     case 'theme': {
       const theme = THEMES.find((t) => t === rest.toLowerCase()) ?? null;
       return theme === null && rest !== '' ? { fault: 'A theme is light, dark or system.' } : { command: { name: 'theme', theme } };
@@ -83,6 +98,11 @@ export function findModel(wanted: string, models: NamedModel[]): string | null {
   return /^[\w-]+\/\S+$/.test(wanted.trim()) ? wanted.trim() : null;
 }
 
+export function filterPresets<P extends NamedPreset>(presets: P[], query: string): P[] {
+  const wanted = query.toLowerCase();
+  return presets.filter((preset) => `${preset.name}\n${preset.title}`.toLowerCase().includes(wanted));
+}
+
 export function filterModels<M extends NamedModel>(models: M[], query: string): M[] {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   return models.filter((m) => {
@@ -96,17 +116,19 @@ export type Completing =
   | { kind: 'command'; query: string; from: number; to: number }
   | { kind: 'model-of-command'; query: string; from: number; to: number }
   | { kind: 'theme-of-command'; query: string; from: number; to: number }
+  | { kind: 'preset-of-command'; query: string; from: number; to: number }
   | { kind: 'mention'; query: string; from: number; to: number };
 
 /** `caret` is -1 where there is none: the field is left, or some of its text is selected. */
 export function completingAt(text: string, caret: number): Completing | null {
   if (caret < 0) return null;
   const before = text.slice(0, caret);
-  const command = /^\/([a-z]*)$/i.exec(before);
+  // Names of prompts hold more than letters.
+  const command = /^\/([\w.:-]*)$/.exec(before);
   if (command && !/^\S/.test(text.slice(caret))) return { kind: 'command', query: command[1]!.toLowerCase(), from: 0, to: caret };
-  const argument = /^\/(model|theme)[ \t]+([^\n]*)$/i.exec(before);
+  const argument = /^\/(model|theme|preset)[ \t]+([^\n]*)$/i.exec(before);
   if (argument && caret === text.trimEnd().length + (before.length - before.trimEnd().length)) {
-    const kind = argument[1]!.toLowerCase() === 'model' ? 'model-of-command' : 'theme-of-command';
+    const kind = `${argument[1]!.toLowerCase() as 'model' | 'theme' | 'preset'}-of-command` as const;
     return { kind, query: argument[2]!, from: caret - argument[2]!.length, to: caret };
   }
   const mention = /(?:^|[\s([{"'])@([\w./:+-]*)$/.exec(before);

@@ -60,11 +60,27 @@ class Composer {
   }
 
   attach(files: File[]) {
-    const room = Math.max(0, MAX_FILES - this.uploads.length);
-    if (files.length > room) notices.toast(`A message takes ${MAX_FILES} files at most.`, 'error');
-    const added = files.slice(0, room).map((file) => Upload.begin(file));
+    this.add(files.slice(0, this.#room(files.length)).map((file) => Upload.begin(file)));
+  }
+
+  /** Attach what is on its way already, or there. */
+  add(uploads: Upload[]) {
+    const added = uploads.slice(0, this.#room(uploads.length));
     this.uploads = [...this.uploads, ...added];
     for (const upload of added) upload.done().then(() => this.#kept(upload), () => undefined);
+  }
+
+  /** For how many more files there is room; said where they are too many. */
+  #room(wanted: number): number {
+    const room = Math.max(0, MAX_FILES - this.uploads.length);
+    if (wanted > room) notices.toast(`A message takes ${MAX_FILES} files at most.`, 'error');
+    return room;
+  }
+
+  /** Write something behind what is there. */
+  append(text: string) {
+    this.set(joinTexts(text, this.text));
+    this.focus();
   }
 
   detach(upload: Upload) {

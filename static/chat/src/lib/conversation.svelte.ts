@@ -4,7 +4,7 @@
  * Stands on the socket client's topic and on `transcript`; knows nothing of components and sends nothing but
  * `message.list`.
  */
-import type { AskState, Client, ConvState, RpcError, TopicHandle } from '@sag/client';
+import type { AskState, Client, ConvState, RpcError, ToolState, TopicHandle } from '@sag/client';
 import { waitingWords } from './failures';
 import { onFrame } from './frame';
 import { notices } from './notices.svelte';
@@ -13,6 +13,8 @@ import { touchedRuns, TranscriptBuilder, type Older, type Transcript } from './t
 
 export interface OpenAsk extends AskState {
   id: string;
+  /** The call that it is about, or that asks. */
+  tool: ToolState | null;
 }
 
 /** An accepted patch of live settings, and the step that took it up. */
@@ -50,6 +52,7 @@ export class Conversation {
   readonly #builder = new TranscriptBuilder();
   readonly #models = new Map<string, string>();
   readonly #schedule = onFrame(() => this.#show());
+  #asked = new Map<string, AskState>();
   #older: Older | null = null;
   #changed: Set<string> | 'all' = 'all';
   #isReleased = false;
@@ -111,13 +114,26 @@ export class Conversation {
     if (!state || this.#isReleased) return;
     this.transcript = this.#builder.build(state, this.#older, this.#changed, this.#models);
     this.#changed = new Set();
-    this.asks = Object.entries(state.asks).map(([id, ask]) => ({ ...ask, id }));
+    this.#showAsks(state);
     this.title = state.conv.title ?? '';
     this.config = { rev: state.conv.rev, config: state.conv.config };
     const context = contextOf(state.messages);
     if (context?.msg !== this.context?.msg) this.context = context;
     if (state.messages.length !== this.messages.size) this.messages = new Set(state.messages.map((m) => m.msg));
     this.isLoaded = true;
+  }
+
+  /** The same objects for the same asks, so that what is typed into one is not disturbed by what else goes on. */
+  #showAsks(state: ConvState) {
+    const ids = Object.keys(state.asks);
+    const isSame = ids.length === this.asks.length && this.asks.every((shown, i) => shown.id === ids[i] && this.#asked.get(shown.id) === state.asks[shown.id]);
+    if (isSame) return;
+    this.asks = ids.map((id) => {
+      const ask = state.asks[id]!;
+      const shown = this.#asked.get(id) === ask ? this.asks.find((one) => one.id === id) : undefined;
+      return shown ?? { ...ask, id, tool: (ask.call && state.tools[ask.call]) || null };
+    });
+    this.#asked = new Map(Object.entries(state.asks));
   }
 
   #listen() {

@@ -8,6 +8,7 @@ import { Client, RpcError, type ClientState, type HubState, type StartRun, type 
 import { Conversation } from './conversation.svelte';
 import { now } from './clock.svelte';
 import { composer } from './composer.svelte';
+import { rulesOf, titleOf, viewConnectors, type Decision, type Rules } from './connectors';
 import { addToOutbox, dropFromOutbox, newDraft, takeLeftovers, type Draft, type FileRef, type OutboxEntry } from './drafts';
 import { onFrame } from './frame';
 import { shortName, type ModelInfo, type ModelQuery } from './models';
@@ -26,11 +27,11 @@ const MODELS_TOLD = 500;
 const FOUND = 200;
 const DENIED_CODES = new Set([4500, 4504]);
 
-export interface ToolInfo {
-  name: string;
-  description: string;
-  risk: string;
-  origin: string;
+/** Why the hub refuses an answer, and at which place of it. */
+export interface Refusal {
+  path: string;
+  message: string;
+  kind: string;
 }
 
 export interface ConversationEntry {
@@ -58,6 +59,7 @@ class Hub {
   serverVersion = $state('');
   userName = $state('');
   userId = $state('');
+  isAdmin = $state(false);
   open = $state.raw<Conversation | null>(null);
   pending = $state.raw<Pending[]>([]);
   /** The run whose cancel is on its way. */
@@ -84,7 +86,11 @@ class Hub {
   });
   readonly #byName = $derived(new Map([...this.#found, ...this.models].map((model) => [model.id, model])));
   readonly hasAllModels = $derived(this.models.length < MODELS_TOLD);
-  readonly tools = $derived.by(() => listTools(this.#hub));
+  /** What the user decided of tools on all devices, as far as it was asked for. */
+  decisions = $state.raw<Decision[]>([]);
+  /** What is set of tools for this device, and decided of them. */
+  readonly rules = $derived<Rules>({ ...rulesOf(this.device.config), decisions: this.decisions });
+  readonly connectors = $derived(viewConnectors(this.#hub.connectors, this.rules));
   /** The model that the next reply uses, or that the active run runs on. */
   readonly model = $derived.by(() => this.#currentModel());
   readonly isBusy = $derived(this.open?.transcript.active != null);
@@ -170,6 +176,17 @@ class Hub {
   /** What steps took, summed up by something, since a day `YYYY-MM-DD`. */
   usage(params: { by: 'day' | 'model' | 'conv'; from: string; conv?: string }, signal: AbortSignal): Promise<UsageAnswer> {
     return this.client.request('usage.get', params, { signal });
+  }
+
+  // -------------------------------------------------------------- connectors
+
+  /** What people call a connector, or the plugin that a tool comes from. */
+  connectorName(origin: string): string {
+    return titleOf(this.#hub.connectors, origin);
+  }
+
+  isPluginOn(name: string): boolean {
+    return this.#hub.plugins[name]?.status === 'on';
   }
 
   // ----------------------------------------------------------- conversations
@@ -313,15 +330,16 @@ class Hub {
     return done ? (run ? 'run' : 'conv') : null;
   }
 
-  async answer(ask: string, choice: string, data?: unknown): Promise<boolean> {
+  /** Answer a question. What the hub refuses of the data is given back; all else is told here. */
+  async answer(ask: string, choice: string, data?: unknown): Promise<Refusal | null> {
     try {
       await this.client.answerAsk(ask, choice, data);
-      return true;
     } catch (error) {
+      if (error instanceof RpcError && error.kind === 'ask.invalid') return { path: String(error.data?.path ?? '$'), message: error.message, kind: error.kind };
       if (error instanceof RpcError && error.kind === 'ask.closed') notices.toast('This was answered already.');
       else notices.error(error);
-      return false;
     }
+    return null;
   }
 
   // ------------------------------------------------------------------- inside
@@ -354,6 +372,7 @@ class Hub {
       this.serverVersion = this.client.server?.version ?? '';
       this.userName = this.client.user?.name ?? '';
       this.userId = this.client.user?.id ?? '';
+      this.isAdmin = this.client.user?.roles?.includes('admin') ?? false;
     } else {
       this.#lostAt ??= Date.now();
     }
@@ -385,17 +404,6 @@ class Hub {
     if (typeof wanted === 'string') return this.modelOf(wanted);
     return this.models.find((m) => m.default) ?? this.models[0] ?? null;
   }
-}
-
-function listTools(hub: HubState): ToolInfo[] {
-  return Object.entries(hub.connectors).flatMap(([origin, connector]) =>
-    Object.entries((connector?.tools ?? {}) as Record<string, Partial<ToolInfo>>).map(([name, tool]) => ({
-      name,
-      description: tool?.description ?? '',
-      risk: tool?.risk ?? '',
-      origin: String(connector?.title ?? connector?.name ?? origin),
-    })),
-  );
 }
 
 function toRun({ key, conv, when, text, files, model, config }: OutboxEntry): StartRun {

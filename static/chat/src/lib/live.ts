@@ -88,18 +88,38 @@ export function edit(edits: Edits, effective: Record<string, any>, name: string,
   return sameJson(value, effective[name] ?? null) ? others : { ...others, [name]: value };
 }
 
-/** Switch a tool. Off is told, on takes that back where it was told at this scope, else it is told too. */
-export function editTool(edits: Edits, config: Record<string, any>, effective: Record<string, any>, tool: string, isOn: boolean): Edits {
-  const { [tool]: _, ...others } = (edits.tools ?? {}) as Record<string, unknown>;
-  const was = effective.tools?.[tool] !== false;
-  const tools = was === isOn ? others : { ...others, [tool]: isOn ? (config.tools?.[tool] === false ? null : true) : false };
+/**
+ * Switch a tool by its key, or all of a connector by its name. Off is told, on takes that back where it was told at this
+ * scope, else it is told too.
+ */
+export function editTool(edits: Edits, config: Record<string, any>, effective: Record<string, any>, key: string, isOn: boolean): Edits {
+  const { [key]: _, ...others } = (edits.tools ?? {}) as Record<string, unknown>;
   const { tools: __, ...rest } = edits;
-  return Object.keys(tools).length > 0 ? { ...rest, tools } : rest;
+  const without = Object.keys(others).length > 0 ? { ...rest, tools: others } : rest;
+  if (isToolOn(without, effective, key) === isOn) return without;
+  const isTakenBack = isOn && config.tools?.[key] === false && effective.tools?.[connectorOf(key)] !== false;
+  return { ...rest, tools: { ...others, [key]: isTakenBack ? null : isOn } };
 }
 
-export function isToolOn(edits: Edits, effective: Record<string, any>, tool: string): boolean {
-  const edited = (edits.tools as Record<string, unknown> | undefined)?.[tool];
-  return edited === undefined ? effective.tools?.[tool] !== false : edited !== false;
+/** Whether a tool is on: by its own switch, else by its connector's. */
+export function isToolOn(edits: Edits, effective: Record<string, any>, key: string): boolean {
+  const edited = (edits.tools ?? {}) as Record<string, unknown>;
+  if (key in edited) return edited[key] !== false;
+  if (typeof effective.tools?.[key] === 'boolean') return effective.tools[key];
+  const connector = connectorOf(key);
+  return connector === '' || isToolOn(edits, effective, connector);
+}
+
+/** The connector in a tool's key `connector/name`; '' where it has none, or is a connector's name itself. */
+function connectorOf(key: string): string {
+  return key.includes('/') ? key.slice(0, key.indexOf('/')) : '';
+}
+
+/** Whether config holds all that a patch sets. */
+export function hasAll(config: unknown, patch: unknown): boolean {
+  if (typeof patch !== 'object' || patch === null || Array.isArray(patch)) return sameJson(config ?? null, patch ?? null);
+  const held = typeof config === 'object' && config !== null ? (config as Record<string, unknown>) : {};
+  return Object.entries(patch).every(([name, value]) => hasAll(held[name], value));
 }
 
 /** Which of the edits stand against what somebody else set since: the names whose value is no longer what was seen. */

@@ -1,10 +1,12 @@
 /** Does what a command says, through what the page has for it anyway. */
 import type { Command } from './commands';
 import { composer } from './composer.svelte';
+import { connectors, type Preset } from './connectors.svelte';
 import { hub } from './hub.svelte';
 import { describePatch } from './live';
 import { notices } from './notices.svelte';
 import { preferences } from './preferences.svelte';
+import type { OfferedPrompt, Resource } from './prompts';
 import { router } from './route.svelte';
 import { ui } from './ui.svelte';
 
@@ -43,6 +45,9 @@ export async function perform(command: Command) {
       if (hub.isBusy) await hub.stop();
       else notices.toast('No reply is being written.');
       break;
+    case 'connectors':
+      ui.dialog = 'connectors';
+      break;
     case 'settings':
       ui.live = true;
       break;
@@ -61,11 +66,40 @@ export async function perform(command: Command) {
     case 'system':
       await configure('system', command.system);
       break;
+    case 'preset':
+      await setPreset(connectors.presets.find((one) => one.name === command.preset));
+      break;
   }
 }
 
 function isDark(): boolean {
   return preferences.theme === 'system' ? matchMedia('(prefers-color-scheme: dark)').matches : preferences.theme === 'dark';
+}
+
+/** Set a preset; for the chat to come it is seen as chips. */
+export async function setPreset(preset: Preset | undefined) {
+  if (preset && (await connectors.applyPreset(preset)) && router.conv !== null) notices.toast(`${preset.title}, from the next message`);
+}
+
+/** Put a prompt into the composer, or ask for its arguments first. */
+export async function usePrompt(prompt: OfferedPrompt) {
+  if (prompt.arguments?.length) {
+    ui.filling = { kind: 'prompt', prompt };
+    return;
+  }
+  try {
+    const { text, uploads } = await connectors.getPrompt(prompt, {});
+    composer.add(uploads);
+    composer.append(text);
+  } catch (error) {
+    notices.error(error);
+  }
+}
+
+/** Attach a resource, or ask first what its address lacks. */
+export function useResource(resource: Resource) {
+  if (resource.template) ui.filling = { kind: 'resource', resource };
+  else void connectors.attach(resource);
 }
 
 const WHERE = { run: 'from the next step', conv: 'from the next message' };

@@ -10,7 +10,11 @@ import type { ConvState, Message, Part, RunFault, RunState, RunStatus, ToolProgr
 export interface ToolView {
   call: string;
   name: string;
+  /** What people call it. */
+  title?: string;
   origin: string;
+  /** The same where it is a connector. */
+  connector?: string;
   risk?: string;
   /** `preparing` while the model still writes the arguments, `asking` while a person is asked. */
   status: string;
@@ -382,7 +386,7 @@ function viewCall(call: string, tool: ToolState, state: ConvState): ToolView {
     call, name: tool.name, origin: tool.origin, args: tool.args, argsText: '', output: '',
     status: isAsked ? 'asking' : tool.status,
   };
-  for (const member of ['risk', 'progress', 'ts', 'ms', 'result', 'error', 'ref'] as const) {
+  for (const member of ['title', 'connector', 'risk', 'progress', 'ts', 'ms', 'result', 'error', 'ref'] as const) {
     if (tool[member] !== undefined && tool[member] !== null) Object.assign(view, { [member]: tool[member] });
   }
   return view;

@@ -1,8 +1,9 @@
 /** What is open on the page: drawer, panel, dialogs. */
 import { MediaQuery } from 'svelte/reactivity';
 import { preferences } from './preferences.svelte';
+import type { OfferedPrompt, Resource } from './prompts';
 
-export type DialogName = 'search' | 'shortcuts' | 'settings' | 'usage';
+export type DialogName = 'search' | 'shortcuts' | 'settings' | 'usage' | 'connectors';
 
 /** What the model picker is open for. */
 export interface Picking {
@@ -16,12 +17,16 @@ export interface Picking {
   onpick: (model: string) => void;
 }
 
+/** A prompt or a resource whose gaps are to be filled in. */
+export type Filling = { kind: 'prompt'; prompt: OfferedPrompt } | { kind: 'resource'; resource: Resource };
+
 class Ui {
   dialog = $state<DialogName | null>(null);
   /** The sidebar as a drawer, on a narrow page. */
   drawer = $state(false);
   live = $state(false);
   picking = $state.raw<Picking | null>(null);
+  filling = $state.raw<Filling | null>(null);
   readonly #narrow = new MediaQuery('(max-width: 819px)');
   readonly #medium = new MediaQuery('(max-width: 1099px)');
 

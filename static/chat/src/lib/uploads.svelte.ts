@@ -203,12 +203,13 @@ class Images {
 
 export const images = new Images();
 
-/** Hand a file to the browser's downloads. */
-export async function download(ref: string, name: string) {
-  const url = URL.createObjectURL(await fetchFile(ref));
+/** Hand a file to the browser's downloads, under a name that may depend on what it is. */
+export async function download(ref: string, name: string | ((mime: string) => string)) {
+  const content = await fetchFile(ref);
+  const url = URL.createObjectURL(content);
   const link = document.createElement('a');
   link.href = url;
-  link.download = name;
+  link.download = typeof name === 'string' ? name : name(content.type);
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
