@@ -23,6 +23,8 @@ class ServerSettings(Struct, kw_only=True, forbid_unknown_fields=True):
         url: Its address, for a server that is reached over HTTP.
         transport: `http` (streamable HTTP), `sse` (the older way), or `auto`, which tries them in this order.
         headers: Sent with each request.
+        client_id, client_secret: Of this hub at the server's authorization server, where it was registered there by
+            hand; else it registers by itself.
         enabled: Whether it is connected to at all.
         lazy: Start it when a run needs it; its tools are known from the last time.
         era: `auto`; `handshake` for servers that answer the newer protocol wrongly; `stateless` for none but that.
@@ -44,6 +46,8 @@ class ServerSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     url: str | None = None
     transport: Literal["auto", "http", "sse"] = "auto"
     headers: dict[str, Secret] = field(default_factory=dict)
+    client_id: str = ""
+    client_secret: Secret | None = None
     enabled: bool = True
     lazy: bool = False
     era: Literal["auto", "handshake", "stateless"] = "auto"
