@@ -27,7 +27,7 @@ try {
   await form(phone).locator('input[type="text"]').first().fill('Grace');
   await form(phone).getByTestId('ask-accept').click();
   await until('it is gone on the desktop', async () => (await form(desk).count()) === 0);
-  await until('the call is answered', async () => (await desk.card('trigger-elicitation-request').getAttribute('data-status')) === 'ok');
+  await until('the call is answered', async () => (await desk.card('trigger-elicitation-request', 'everything').getAttribute('data-status')) === 'ok');
   await desk.idle();
   console.log('ok: asked on both, answered on the phone, gone on the desktop');
 
@@ -45,7 +45,7 @@ try {
   await form(phone).getByTestId('ask-accept').click();
   await until('it is gone on the desktop', async () => (await form(desk).count()) === 0);
   await desk.idle(30_000);
-  assert.equal(await desk.card('trigger-elicitation-request').getAttribute('data-status'), 'lost');
+  assert.equal(await desk.card('trigger-elicitation-request', 'everything').getAttribute('data-status'), 'lost');
   console.log('ok: answered on the phone; what the hub cannot know is told as lost');
   console.log('done');
 } finally {

@@ -57,14 +57,14 @@ export class Device {
     await until('an empty chat', async () => (await this.page.locator('[data-testid="message"]').count()) === 0);
   }
 
-  card(name) {
-    return this.page.locator(`[data-testid="tool-card"][data-name="${name}"]`).last();
+  card(name, connector) {
+    return this.page.locator(`[data-testid="tool-card"][data-name="${name}"][data-connector="${connector}"]`).last();
   }
 
-  /** Has the model call a tool, and gives its card once the run is over. */
+  /** Has the model call a tool that it has not called before, and gives its card once the run is over. */
   async call(connector, name, args = {}, { status = 'ok', during = async () => {} } = {}) {
     await this.send(`call ${connector}__${name} ${JSON.stringify(args)}`);
-    const card = this.card(name);
+    const card = this.card(name, connector);
     await card.waitFor({ timeout: 20_000 });
     await during(card);
     await until(`${name} is ${status}`, async () => (await card.getAttribute('data-status')) === status);
