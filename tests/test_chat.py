@@ -121,7 +121,7 @@ async def test_arguments_are_edited_member_by_member_before_they_are_allowed():
     script = call(("mail__send", {"to": "all@example.org", "copies": 2}))
     async with sitting(script, say("Sent."), connectors=(mail,)) as (person, _):
         person.type("go")
-        await person.see("? Allow send?\n  mail/send {")
+        await person.see("? Allow send of mail?\n  mail/send {")
         assert (await person.asked()).endswith("[n] deny  [e] edit  ")
         person.type("e")
         await until(lambda: "to  [all@example.org]: " in person.chat._question())

@@ -58,7 +58,8 @@ export class Device {
   }
 
   card(name, connector) {
-    return this.page.locator(`[data-testid="tool-card"][data-name="${name}"][data-connector="${connector}"]`).last();
+    const of = connector === undefined ? '' : `[data-connector="${connector}"]`;
+    return this.page.locator(`[data-testid="tool-card"][data-name="${name}"]${of}`).last();
   }
 
   /** Has the model call a tool that it has not called before, and gives its card once the run is over. */
