@@ -516,6 +516,14 @@ class Connection:
         except MCPError as e:
             if request.broken is not None:
                 raise ToolError(str(request.broken), kind=request.broken.kind) from None
+            if request.cut is not None:
+                # Where it was not sent somebody will try again, so it has to be known whether that makes sense.
+                if not request.unsent:
+                    self._suspect = True
+                    self._wake.set()
+                elif await self._probe(client) == "gone":
+                    self._end()
+                raise Lost("mcp.closed", request.cut, sent=not request.unsent) from None
             if request.status == 401:
                 self._refuse()
                 raise Lost("mcp.auth", "The server wants somebody to sign in.", sent=False) from None
@@ -523,7 +531,7 @@ class Connection:
                 broken = self._transport.broken if self._transport is not None else None
                 text = str(broken) if broken is not None else "The server closed the connection."
                 kind = broken.kind if broken is not None else "mcp.closed"
-                raise Lost(kind, text, sent=not request.unsent) from None
+                raise Lost(kind, text, sent=True) from None
             if self.kind != "stdio":
                 if e.code == t.CONNECTION_CLOSED and e.message.startswith("SSE stream"):
                     raise Lost("mcp.closed", "The server broke off its answer.", sent=True) from None

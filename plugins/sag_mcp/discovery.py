@@ -1,8 +1,8 @@
 """Asking an address whether an MCP server answers there, without becoming its client.
 
-Two requests say most: `server/discover` of 2026-07-28, and the handshake of `initialize` for a server that does not know
-it, which answers with JSON-RPC, if only with an error; an older server sends an event `endpoint` to whoever opens its
-stream. Above: the operations. Below: `http`, whose client decides what may be asked. This module imports httpx2, as
+Two requests say most: `server/discover` of 2026-07-28, and the handshake of `initialize` for a server that does not
+know it, which answers with JSON-RPC, if only with an error; an older server sends an event `endpoint` to whoever opens
+its stream. Above: the operations. Below: `http`, whose client decides what may be asked. This module imports httpx2, as
 that one does.
 """
 

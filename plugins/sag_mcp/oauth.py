@@ -161,7 +161,11 @@ class SignIn:
         """The token of now; one that is about to end is renewed first."""
         kept = await self._load()
         if kept.access and kept.expires and kept.expires - EARLY_S <= time.time():
-            return await self.renew(kept.access)
+            try:
+                return await self.renew(kept.access)
+            except httpx2.TransportError:
+                if kept.expires <= time.time():
+                    raise
         return kept.access or None
 
     async def renew(self, stale: str) -> str | None:

@@ -30,6 +30,7 @@ HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}$")
 HeaderValue = Annotated[str, Meta(max_length=8192, pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")]
 
 MAX_HEADERS = 32
+MAX_SWITCHES = 1000
 # What the HTTP client says by itself.
 RESERVED = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "expect"}
@@ -37,7 +38,7 @@ RESERVED = frozenset(
 )
 
 
-class Set(Struct):
+class SecretSet(Struct):
     """A secret that is set."""
 
     set: bool = True
@@ -83,7 +84,7 @@ class McpServer(Struct, omit_defaults=True):
     transport: str | None = None
     policy: Policy | None = None
     tools: dict[str, bool] = field(default_factory=dict)
-    headers: dict[str, Set] = field(default_factory=dict)
+    headers: dict[str, SecretSet] = field(default_factory=dict)
     allow: list[str] = field(default_factory=list)
     by: str = ""
     auth_url: str | None = None
@@ -254,7 +255,7 @@ class McpTools(Struct):
     tools: list[McpTool]
 
 
-class Removed(Struct):
+class McpServerRemoved(Struct):
     """Which server is gone."""
 
     id: str
@@ -296,13 +297,19 @@ class ServerOperations:
             changes=Changes(title=params.title or UNSET, lazy=params.lazy or UNSET, policy=params.policy or UNSET),
         )
         secret = KeptSecret(headers=dict(params.headers), query=address.query)
-        if (same := self._servers.same(kept, secret)) is not None and params.name in ("", same.name):
+        if (same := self._same(params, kept, secret)) is not None:
             return _view(same, call.me)  # whoever got no answer asks again
         title = await self._greet(address, kept, secret)
+        if (same := self._same(params, kept, secret)) is not None:
+            return _view(same, call.me)
         name = params.name or make_name((params.title, title), address, self._servers.taken)
         server = await self._servers.connect(name, kept, secret)
         await server.settle()
         return _view(server, call.me)
+
+    def _same(self, params: McpServerConnect, kept: Kept, secret: KeptSecret) -> Server | None:
+        same = self._servers.same(kept, secret)
+        return same if same is not None and params.name in ("", same.name) else None
 
     async def _greet(self, address: Address, kept: Kept, secret: KeptSecret) -> str:
         """Ask whether an MCP server answers there, before anything is kept; gives its title."""
@@ -374,6 +381,8 @@ class ServerOperations:
             raise Fault("rpc.params", f"There are at most {MAX_HEADERS} headers.", path="$.headers")
         if server.address is None and params.headers:
             raise Fault("rpc.params", "A server that is a program is sent no headers.", path="$.headers")
+        if isinstance(params.tools, dict) and len({*server.settings.tools, *params.tools}) > MAX_SWITCHES:
+            raise Fault("rpc.params", f"At most {MAX_SWITCHES} tools can be switched.", path="$.tools")
         changes = Changes(params.title, params.enabled, params.lazy, params.policy, params.tools)
         await self._servers.change(server, changes, params.headers)
         return _view(server, call.me)
@@ -389,13 +398,13 @@ class ServerOperations:
         return McpSignIn(flow.url.result())
 
     @operation("mcp.server.remove", who="user", rest="DELETE /api/mcp/servers/{id}")
-    async def remove(self, call: Call, params: McpServerChange) -> Removed:
+    async def remove(self, call: Call, params: McpServerChange) -> McpServerRemoved:
         """Forget a server that somebody connected, with its headers and tokens."""
         server = self._servers[params.id]
         if server.source == "user":
             server.check_change(call.me)
         await self._servers.remove(server)
-        return Removed(params.id)
+        return McpServerRemoved(params.id)
 
     @operation("mcp.server.tools", who="user", rest="GET /api/mcp/servers/{id}/tools")
     async def tools(self, call: Call, params: McpServerId) -> McpTools:
@@ -433,7 +442,7 @@ def _view(server: Server, user: User) -> McpServer:
         transport=settings.transport if server.address is not None else None,
         policy=settings.policy,
         tools=settings.tools,
-        headers={name: Set() for name in settings.headers},
+        headers={name: SecretSet() for name in settings.headers},
         allow=server.kept.allow,
         by=server.kept.by,
         auth_url=health.data.get("auth_url") if may else None,

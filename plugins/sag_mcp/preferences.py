@@ -20,14 +20,14 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 TRIES = 5  # against others who patch the same settings
 
 
-class ToolPreference(Struct, omit_defaults=True):
+class McpToolPreference(Struct, omit_defaults=True):
     """What a device decides of a tool; what is left out is as for its server."""
 
     enabled: bool | None = None
     policy: Policy | None = None
 
 
-class ServerPreference(Struct):
+class McpServerPreference(Struct):
     """What a device decides of a server and of its tools.
 
     Attributes:
@@ -38,27 +38,27 @@ class ServerPreference(Struct):
 
     enabled: bool = True
     policy: Policy | None = None
-    tools: dict[Name, ToolPreference] = field(default_factory=dict)
+    tools: dict[Name, McpToolPreference] = field(default_factory=dict)
 
 
-class PreferenceGet(Params):
+class McpPreferenceGet(Params):
     """Whose: a device or frontend, `chat`, `hall-1`."""
 
     client_id: str
 
 
-class PreferenceSet(Change):
+class McpPreferenceSet(Change):
     """What a device decides. A server that is named is replaced as a whole, tools included; others stay as they are."""
 
     client_id: str
-    servers: dict[Name, ServerPreference]
+    servers: dict[Name, McpServerPreference]
 
 
-class Preferences(Struct):
+class McpPreferences(Struct):
     """What a device decides of each server."""
 
     client_id: str
-    servers: dict[str, ServerPreference]
+    servers: dict[str, McpServerPreference]
 
 
 class PreferenceOperations:
@@ -73,13 +73,13 @@ class PreferenceOperations:
         self._hub, self._servers = hub, servers
 
     @operation("mcp.preference.get", who="user", rest="GET /api/mcp/preferences/{client_id}")
-    async def get(self, call: Call, params: PreferenceGet) -> Preferences:
+    async def get(self, call: Call, params: McpPreferenceGet) -> McpPreferences:
         """What a device decides of each MCP server and its tools."""
         _, tools = await self._read(call, params.client_id)
         return self._view(params.client_id, tools)
 
     @operation("mcp.preference.set", who="user", rest="PUT /api/mcp/preferences/{client_id}")
-    async def set(self, call: Call, params: PreferenceSet) -> Preferences:
+    async def set(self, call: Call, params: McpPreferenceSet) -> McpPreferences:
         """Decide on a device of MCP servers and their tools. All devices of the user see it; it holds for this one."""
         for name in params.servers:
             self._servers[name]  # raises where there is none
@@ -103,20 +103,20 @@ class PreferenceOperations:
         view = await self._hub.call(call.me, "config.get", scope, client=call.client)
         return view["rev"], view["config"].get("tools", {})
 
-    def _view(self, client_id: str, tools: Json) -> Preferences:
-        servers = {server.name: ServerPreference() for server in self._servers}
+    def _view(self, client_id: str, tools: Json) -> McpPreferences:
+        servers = {server.name: McpServerPreference() for server in self._servers}
         for key, switch in tools.items():
             name, _, tool = key.partition("/")
             if (server := servers.get(name)) is None:
                 continue
             if tool:
-                server.tools[tool] = ToolPreference(switch.get("enabled"), switch.get("policy"))
+                server.tools[tool] = McpToolPreference(switch.get("enabled"), switch.get("policy"))
             else:
                 server.enabled, server.policy = switch.get("enabled") is not False, switch.get("policy")
-        return Preferences(client_id, servers)
+        return McpPreferences(client_id, servers)
 
 
-def _patch(tools: Json, servers: dict[str, ServerPreference]) -> Json:
+def _patch(tools: Json, servers: dict[str, McpServerPreference]) -> Json:
     """The merge patch on the section `tools` after which it says of these servers just what is given."""
     wanted: Json = {}
     for name, server in servers.items():

@@ -1,9 +1,10 @@
 """A server that is reached over HTTP: the SDK's transports, watched and bounded.
 
 What the SDK leaves open is set here: how long a request may be silent, how much a response may hold and a connection
-carry, that nothing comes compressed; and the status of refusals, which the SDK does not tell. Addresses, redirects and
-sign-in are the business of the HTTP client that it is given. Imports the SDK, so it is imported when a server is first
-connected to. Above: a connection. Below: the SDK, the sieve.
+carry, that nothing comes compressed; the status of refusals, which the SDK does not tell; and that one request which
+does not get through is no end of all the others. Addresses, redirects and sign-in are the business of the HTTP client
+that it is given. Imports the SDK, so it is imported when a server is first connected to. Above: a connection. Below:
+the SDK, the sieve.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
-from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
+from mcp.types import CONNECTION_CLOSED, JSONRPCError, JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from sag_mcp.ends import Broken
 from sag_mcp.sieve import MAX_MESSAGE, MAX_MINUTE, REQUEST, Bucket, Sieve
@@ -73,7 +74,7 @@ class Remote:
                 "request": [*hooks.get("request", []), self._before],
                 "response": [*hooks.get("response", []), self._after],
             }
-            client.send = _marking(client.send)  # type: ignore[method-assign, assignment]
+            client.send = _contained(client.send)  # type: ignore[method-assign, assignment]
             if self.kind == "http":
                 await stack.enter_async_context(client)
                 streams = streamable_http_client(self.url, http_client=client, max_sse_event_size=MAX_MESSAGE)
@@ -143,9 +144,15 @@ class _Counted(httpx2.AsyncByteStream):
         self._inner, self._remote, self._left = inner, remote, limit
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._inner:
-            self._left = self._remote.count(len(chunk), self._left)
-            yield chunk
+        try:
+            async for chunk in self._inner:
+                self._left = self._remote.count(len(chunk), self._left)
+                yield chunk
+        except httpx2.TransportError as e:
+            if self._left is None or (request := REQUEST.get()) is None:
+                raise
+            request.cut = _reason(e)
+            raise httpx2.StreamError(request.cut) from None  # the SDK fails the one request with it
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -232,18 +239,25 @@ class _Writer:
         await self.aclose()
 
 
-def _marking(send: Callable[..., Awaitable[httpx2.Response]]) -> Callable[..., Awaitable[httpx2.Response]]:
-    """Have it noted of a request that there was nobody to send it to."""
+def _contained(send: Callable[..., Awaitable[httpx2.Response]]) -> Callable[..., Awaitable[httpx2.Response]]:
+    """Have a request of ours that does not get through answered with an error; the SDK would end the connection."""
 
-    async def marked(*args: Any, **given: Any) -> httpx2.Response:
+    async def contained(request: httpx2.Request, **given: Any) -> httpx2.Response:
         try:
-            return await send(*args, **given)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout):
-            if (request := REQUEST.get()) is not None:
-                request.unsent = True
-            raise
+            return await send(request, **given)
+        except httpx2.TransportError as e:
+            asked, message = REQUEST.get(), _peek(request.content) if request.method == "POST" else {}
+            if asked is None or "method" not in message or "id" not in message:
+                raise
+            asked.cut, asked.unsent = _reason(e), isinstance(e, httpx2.ConnectError | httpx2.ConnectTimeout)
+            error = {"code": CONNECTION_CLOSED, "message": asked.cut}
+            return httpx2.Response(200, json={"jsonrpc": "2.0", "id": message["id"], "error": error}, request=request)
 
-    return marked
+    return contained
+
+
+def _reason(e: httpx2.TransportError) -> str:
+    return f"The server cannot be reached: {' '.join(str(e).split())[:300] or type(e).__name__}"
 
 
 def _peek(body: bytes) -> dict[str, Any]:

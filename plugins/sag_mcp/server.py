@@ -31,6 +31,7 @@ from sag.plugin import (
     ToolContext,
     ToolError,
     User,
+    printable,
 )
 from sag_mcp.address import Hosts, parse_url
 from sag_mcp.connector import McpConnector, Offer
@@ -39,7 +40,6 @@ from sag_mcp.spec import ServerSettings
 if TYPE_CHECKING:
     import httpx2
 
-    from sag.plugin import Hub
     from sag_mcp.oauth import Flow, SignIn
     from sag_mcp.servers import Servers
 
@@ -336,9 +336,7 @@ class Server:
         signer = self._signer() if self.can_sign_in else None
         origin = self.address.origin
         # Event streams are silent as long as they like; the SDK times its requests by itself.
-        return make_client(
-            self._hub, self.hosts, self.settings.headers, signer=signer, origin=origin, silence_s=None
-        )
+        return make_client(self._hub, self.hosts, self.settings.headers, signer=signer, origin=origin, silence_s=None)
 
     @property
     def hosts(self) -> Hosts:
@@ -427,7 +425,7 @@ class Server:
             raise ToolError(f"{self.health().title} refuses the sign-in that was made.")
 
     async def _ask_once(self, ctx: ToolContext) -> None:
-        title = self.health().title
+        title = printable(self.health().title, 80)
         if not self.may_change(ctx.user):
             raise ToolError(f"Somebody has to sign in to {title}: who connected it, or an administrator.")
         for _ in range(2):

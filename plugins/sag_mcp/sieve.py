@@ -55,6 +55,7 @@ class Request:
         result: The server's answer as it came.
         status: The HTTP status of the newest response, where there is one.
         broken: Why its answer was not taken.
+        cut: Why it, or its answer, did not get through.
         unsent: Whether it certainly did not reach the server.
     """
 
@@ -63,6 +64,7 @@ class Request:
         self.result: Json | None = None
         self.status: int | None = None
         self.broken: Broken | None = None
+        self.cut: str | None = None
         self.unsent = False
 
     def progressed(self, done: float, total: float | None, text: str | None) -> None:

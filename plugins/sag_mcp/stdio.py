@@ -117,7 +117,10 @@ class Stdio:
         ended: Callable[[], None],
     ) -> None:
         self.command, self.cwd, self.sieve, self.log = list(command), cwd, sieve, log
-        self.env = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(env)
+        own = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        # What is installed beside the hub is found, whether or not its environment is the active one.
+        own["PATH"] = os.pathsep.join([*filter(None, [own.get("PATH", os.defpath)]), os.path.dirname(sys.executable)])
+        self.env = own | dict(env)
         self.broken: Broken | None = None
         self.proven = False
         self.exit: int | None = None

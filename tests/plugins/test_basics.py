@@ -52,7 +52,7 @@ async def running():
         Settings(HubSettings()), Registry(), Extensions(), dict(FAMILIES), entry_points(group="sag", name="basics")
     )
     host.load()
-    services = FakeServices()
+    services: Any = FakeServices()
     host.connect(services)
     await host.startup()
     yield host, services
