@@ -450,6 +450,9 @@ class PluginServices(Services):
         self._app.extensions.set_models(provider, models)
         self._app._announce()
 
+    def url(self) -> str:
+        return next(iter(self._app.settings.hub.origins), self._app.url)
+
     def http(self, trusted: bool) -> httpx.AsyncClient:
         return self._app.outbound.client(trusted=trusted)
 

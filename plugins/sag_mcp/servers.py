@@ -110,9 +110,7 @@ class Servers:
     @property
     def base(self) -> str:
         """The hub's address as browsers see it."""
-        origins = self.hub.env.get("SAG_ORIGINS", "").split(",")
-        port = self.hub.env.get("SAG_PORT") or "4100"
-        return (self.hub.settings.url or origins[0].strip() or f"http://127.0.0.1:{port}").rstrip("/")
+        return (self.hub.settings.url or self.hub.url).rstrip("/")
 
     async def load(self) -> None:
         """Add what people connected, from what is kept."""

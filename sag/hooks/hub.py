@@ -133,6 +133,9 @@ class Services(Protocol):
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of a provider's models."""
 
+    def url(self) -> str:
+        """The hub's address as browsers see it."""
+
     def http(self, trusted: bool) -> httpx.AsyncClient:
         """The shared client, guarded unless it is for URLs that an administrator configured; not closed by plugins."""
 
@@ -431,6 +434,11 @@ class Hub(Generic[S]):
             self._staged.topics = TopicFamily(state, fold, events)
 
     # what works while the hub runs
+
+    @property
+    def url(self) -> str:
+        """The hub's address as browsers see it: the first of its origins, else its own."""
+        return self._live.url()
 
     @property
     def http(self) -> httpx.AsyncClient:
