@@ -596,6 +596,10 @@ class Engine:
         self._settle(tx, home, ask, AskClose(ask, None, opened["on_expiry"], why="expired"))
         tx.submit()
 
+    def give_up(self, tx: Transaction, home: Conversation, ask: str) -> None:
+        """Close an ask with a transaction, for whoever asked wants no answer any more."""
+        self._settle(tx, home, ask, AskClose(ask, None, None, why="run"))
+
     def _settle(self, tx: Transaction, home: Conversation, ask: str, close: AskClose) -> None:
         tx.append(home.topic, close)
         tx.append(home.inbox, InboxAskClose(ask, home.id))

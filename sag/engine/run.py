@@ -754,10 +754,16 @@ class Run:
         return ask
 
     async def answer(self, ask: str) -> Answer:
-        """Wait until an ask is settled."""
+        """Wait until an ask is settled; if whoever waits gives it up while the run goes on, it is closed."""
         self._mark(asking=1)
         try:
             return await self._engine.settled(self, ask)
+        except asyncio.CancelledError:
+            if not self.closed and not self._topic.lost and ask in self.state["asks"]:
+                tx = self._begin()
+                self._engine.give_up(tx, self.home, ask)
+                tx.submit()
+            raise
         finally:
             self._mark(asking=-1)
 

@@ -220,6 +220,21 @@ async def test_after_an_ask_the_rest_of_its_time_is_left(bench: Any) -> None:
     assert time.monotonic() - answered < 1.5
 
 
+async def test_a_question_that_its_tool_gave_up_is_closed_everywhere(bench: Any) -> None:
+    async def do(args: Any, ctx: Any) -> str:
+        asking = asyncio.ensure_future(ctx.ask("Which?", options=["a", "b"]))
+        await asyncio.wait({asking}, timeout=0.2)
+        asking.cancel()
+        await asyncio.wait({asking})
+        return "nobody said"
+
+    hub, started, state, tool = await outcome(bench, do)
+    assert (tool["status"], tool["result"], state["asks"]) == ("ok", "nobody said", {})
+    told = [(name, d) for name, d in await hub.events(started["conv"]) if name in ("ask.close", "tool.close")]
+    assert [name for name, _ in told] == ["ask.close", "tool.close"]
+    assert (told[0][1]["why"], told[0][1]["choice"]) == ("run", None)
+
+
 async def test_a_call_cannot_ask_without_end_at_once(bench: Any) -> None:
     async def do(args: Any, ctx: Any) -> str:
         answers = await asyncio.gather(*(ctx.ask(f"{n}?") for n in range(30)), return_exceptions=True)

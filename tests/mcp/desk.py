@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sag.ops.dispatch import User
-from sag.plugin import Health, Hub, Sampled, SampleMessage, Tool
+from sag.plugin import Health, Hub, Sampled, SampleMessage, Tool, User
 from sag_mcp.connector import McpConnector, Offer, Pace
 from sag_mcp.spec import ServerSettings
 from tests.mcp.scripted import command
