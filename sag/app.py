@@ -515,9 +515,21 @@ def run(settings: Settings, ready: Callable[[str], None]) -> int:
     finally:
         sock.close()
         written = stop_logging()
-    if not written:
-        os._exit(code)  # the interpreter's own end would wait for ever for a sink that takes nothing
+    if not written or not _flushed():
+        os._exit(
+            code
+        )  # the interpreter's own end would wait for a sink that takes nothing, or fail for one that is gone
     return code
+
+
+def _flushed() -> bool:
+    """Whether what was printed and logged could be written."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _runner() -> Callable[[Any], int]:

@@ -277,6 +277,7 @@ class Connection:
                     scope.deadline = anyio.current_time() + LISTEN_S
                     async with client.listen(**wanted) as subscription:  # type: ignore[arg-type]
                         scope.deadline = float("inf")
+                        self._note_changes()  # that came before anybody listened
                         async for _ in subscription:
                             pass
             except MCPError as e:
@@ -288,8 +289,7 @@ class Connection:
                 delay_s = self.pace.first_s
             await anyio.sleep(delay_s)
             delay_s = min(delay_s * 2, self.pace.most_s)
-            self._changed.update(EVERYTHING)
-            self._wake.set()
+            self._note_changes()
         self._deaf = True
 
     def _end(self) -> None:
@@ -298,6 +298,11 @@ class Connection:
 
     def _note_change(self, what: What) -> None:
         self._changed.add(what)
+        self._wake.set()
+
+    def _note_changes(self) -> None:
+        """Anything may have changed."""
+        self._changed.update(EVERYTHING)
         self._wake.set()
 
     def _note_status(self) -> None:

@@ -352,7 +352,7 @@ async def test_a_provider_that_raises_where_it_should_not_is_a_typed_error() -> 
 async def test_one_server_that_hangs_does_not_hide_what_another_keeps_of_an_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(models, "LIST_S", 0.2)
+    monkeypatch.setattr(models, "LIST_S", 1.0)
 
     async def keeps(self: Any, http: Any, id: str) -> Json | None:
         return {"id": id} if id == "known" else None
