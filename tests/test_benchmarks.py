@@ -32,7 +32,7 @@ TINY = Size(
 async def test_each_figure_is_taken_from_the_hub_and_from_what_it_is_compared_with(name: str) -> None:
     for figure in await FIGURES[name](TINY):
         assert {"sag", figure.base or "sag"} <= set(figure.values)
-        # Memory that is shared counts less as soon as somebody else shares it too, so five sockets may seem to free some.
+        # Shared memory counts less once somebody else shares it too, so five sockets may seem to free some.
         assert name == "idle" or all(value >= 0 for values in figure.values.values() for value in values)
         assert figure.name in rows(figure)[0]
         if name == "flood" and peers_python():
