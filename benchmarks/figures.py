@@ -143,11 +143,9 @@ async def ttft(size: Size) -> list[Figure]:
 
 async def flood(size: Size) -> list[Figure]:
     """Tokens as fast as the server takes them: the hub with its journal on, beside what others build on."""
-    peers = {"openai-sdk": 0.1, "litellm": 0.1}
+    within = {"raw": 2, "openai-sdk": 0.1, "litellm": 0.1}
     counts = sorted({1, min(10, size.streams), size.streams})
-    # With few streams it is not the token that costs but the run that is kept: its commits wake a thread each.
-    within = {n: {"raw": 2, **peers} if n == size.streams else peers for n in counts}
-    figures = [Figure(f"flood, CPU per token, {n} streams", "µs", base="raw", within=within[n]) for n in counts]
+    figures = [Figure(f"flood, CPU per token, {n} streams", "µs", base="raw", within=within) for n in counts]
     makes: list[Callable[[str], Server]] = [make_sag, make_raw, make_bare]
     if peers_python():
         makes += [make_sdk, make_litellm]
