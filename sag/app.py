@@ -135,6 +135,7 @@ class App:
         self.extensions.connectors.on_change = lambda: self._announce()
         self.http = HttpFacade(self.hub, self.dispatcher, self.guard, self.blobs, self.health, self.schema)
         self.http.mounts = self.extensions.mounts
+        self.http.plugin_routes = self.extensions.routes
         self.watchdog = Watchdog(self.host.owner, self.host.stalled)
         self._announcing: asyncio.Task[None] | None = None
         self._again = False
@@ -405,7 +406,7 @@ class PluginServices(Services):
         return dict(msgspec.json.decode(await found.shown(lambda: msgspec.json.encode(found.state))))
 
     async def patch(self, user: User, scope: str, patch: Json) -> Json:
-        return await self._app.engine.patch_as(user, "", scope, patch)
+        return await self._app.engine.scopes.patch_as(user, "", scope, patch)
 
     async def call(self, user: User, client: str, method: str, params: Json) -> Any:
         app = self._app
@@ -439,7 +440,7 @@ class PluginServices(Services):
         return self._app.extensions.offered()
 
     async def decide(self, user: User, client: str, tool: Tool) -> Policy:
-        return (await self._app.engine.verdict(user, client, tool)).policy
+        return (await self._app.engine.scopes.verdict(user, client, tool)).policy
 
     def where(self, model: str | None) -> ModelPlace:
         _, provider, id = self._app.engine.models.resolve(model)

@@ -6,8 +6,10 @@ tutorial; `sag plugin new NAME` writes one.
 
 from __future__ import annotations
 
+from sag.engine.agent import Agent, Speaker
+from sag.engine.asks import Answer
 from sag.engine.ends import RunEnded, RunLimit, ToolLost
-from sag.engine.run import Answer, Run, Step
+from sag.engine.run import Run, Step, Turn
 from sag.engine.toolbox import legal_name
 from sag.errors import Fault
 from sag.hooks.connector import Connector, Health, Prompt, PromptArgument, PromptMessage, Resource
@@ -43,6 +45,7 @@ from sag.hooks.provider import (
     printable,
     text_message,
 )
+from sag.hooks.routes import Reply, Request, Sent, Stream
 from sag.hooks.schema import check_schema
 from sag.hooks.spec import hookimpl
 from sag.hooks.streams import SseDecoder, SseEvents, load_json, read_wait, to_unicode
@@ -69,6 +72,7 @@ from sag.secret import Secret
 
 __all__ = [
     "Ability",
+    "Agent",
     "Answer",
     "BlobContent",
     "Call",
@@ -108,6 +112,8 @@ __all__ = [
     "ProviderError",
     "Reasoning",
     "Replay",
+    "Reply",
+    "Request",
     "Resource",
     "Result",
     "Run",
@@ -119,9 +125,12 @@ __all__ = [
     "Sampled",
     "Secret",
     "Secrets",
+    "Sent",
+    "Speaker",
     "SseDecoder",
     "SseEvents",
     "Step",
+    "Stream",
     "StreamProvider",
     "TableContent",
     "Text",
@@ -133,6 +142,7 @@ __all__ = [
     "ToolError",
     "ToolLost",
     "ToolSpec",
+    "Turn",
     "Usage",
     "UsageChunk",
     "User",

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from sag.engine.config import defaults
 from sag.engine.engine import Engine, RunStart, RunStarted
 from sag.errors import Fault
+from sag.hooks.kind import RunKind
 from sag.ops.dispatch import Call
 from sag.ops.operation import Change, Params, operation
 from sag.topics.journal import Journal
@@ -33,6 +35,20 @@ class RunCancel(Change):
 
 class RunCancelled(Struct):
     """The run's status, and from which offset it is visible."""
+
+    run: str
+    status: str
+    at: dict[str, int]
+
+
+class RunPause(Change):
+    """Which run."""
+
+    run: str
+
+
+class RunPaused(Struct):
+    """The run's status, and from which offset the change is visible."""
 
     run: str
     status: str
@@ -75,6 +91,27 @@ class RunView(Struct):
     run: str
     conv: str
     object: Json
+
+
+class KindList(Params):
+    """All run kinds."""
+
+
+class KindInfo(Struct):
+    """A run kind: what it is called, its config's defaults and JSON Schema."""
+
+    name: str
+    title: str
+    description: str
+    origin: str
+    defaults: Json
+    schema: Json
+
+
+class KindListed(Struct):
+    """The run kinds, `chat` first."""
+
+    kinds: list[KindInfo]
 
 
 class RunExport(Params):
@@ -138,6 +175,22 @@ class Runs:
         """Go on with an interrupted run; what was finished is not done again."""
         return await self._engine.resume(call, params.run)
 
+    @operation("run.pause", who="user", rest="POST /api/runs/{run}/pause")
+    async def pause(self, call: Call, params: RunPause) -> RunPaused:
+        """Hold a run before its next step; it is `paused` once nothing works any more."""
+        return msgspec.convert(await self._engine.pause(call, params.run, True), RunPaused)
+
+    @operation("run.continue", who="user", rest="POST /api/runs/{run}/continue")
+    async def go_on(self, call: Call, params: RunPause) -> RunPaused:
+        """Let a paused run go on."""
+        return msgspec.convert(await self._engine.pause(call, params.run, False), RunPaused)
+
+    @operation("kind.list", who="user", rest="GET /api/kinds")
+    async def kinds(self, call: Call, params: KindList) -> KindListed:
+        """The run kinds that plugins offer."""
+        kinds = sorted(self._engine.extensions.kinds.values(), key=lambda kind: (kind.name != "chat", kind.name))
+        return KindListed([_kind(kind) for kind in kinds])
+
     @operation("run.get", who="user", rest="GET /api/runs/{run}")
     async def get(self, call: Call, params: RunRef) -> RunView:
         """A run's object."""
@@ -162,7 +215,14 @@ class Runs:
     @operation("ask.answer", who="user", rest="POST /api/asks/{ask}")
     async def answer(self, call: Call, params: AskAnswer) -> AskAnswered:
         """Settle an ask; the first valid answer wins."""
-        return msgspec.convert(await self._engine.answer(call, params.ask, params.choice, params.data), AskAnswered)
+        return msgspec.convert(
+            await self._engine.asks.answer(call, params.ask, params.choice, params.data), AskAnswered
+        )
+
+
+def _kind(kind: RunKind) -> KindInfo:
+    schema = msgspec.json.schema(kind.config)
+    return KindInfo(kind.name, kind.title, kind.description, kind.origin, defaults(kind.config), schema)
 
 
 def _run(topic: Topic, run: str) -> Json:

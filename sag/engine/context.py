@@ -13,7 +13,8 @@ from sag.schema.events import PartClose, PartOpen, ToolProgress
 from sag.schema.ids import now_ms
 
 if TYPE_CHECKING:
-    from sag.engine.run import Answer, Run
+    from sag.engine.asks import Answer
+    from sag.engine.run import Run
 
 Json = dict[str, Any]
 
@@ -179,7 +180,9 @@ class CallContext:
         if self._samples > MAX_SAMPLES:
             raise ToolError("This call has asked the model too often.")
         async with self._untimed():
-            return await self._run.sample(self.call, self._tool, messages, system, max_tokens, temperature, stop)
+            return await self._run.tool_calls.sample(
+                self.call, self._tool, messages, system, max_tokens, temperature, stop
+            )
 
     def _check_open(self) -> None:
         if self.cancelled:  # a task that the tool left behind
@@ -205,7 +208,7 @@ class CallContext:
                     self.limit.reschedule(now + self._left_s)
 
     async def patch(self, scope: str, patch: Json) -> Json:
-        return await self._run._engine.patch_as(self.user, self.client, scope, patch)
+        return await self._run._engine.scopes.patch_as(self.user, self.client, scope, patch)
 
 
 def _made(message: Json, call: str) -> bool:

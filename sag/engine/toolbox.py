@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -62,14 +62,21 @@ class Toolbox:
         tools: The hub's tools.
         source: The session that started the run, if it lives.
         switched: Which are off or on, by key or by connector; one that is not named is on.
+        own: Tools of the run kind's; they are always on, and go before others of their names.
     """
 
-    def __init__(self, tools: Iterable[Tool], source: ToolSource | None, switched: Mapping[str, bool]) -> None:
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        source: ToolSource | None,
+        switched: Mapping[str, bool],
+        own: Sequence[Tool] = (),
+    ) -> None:
         self._by_legal: dict[str, Tool] = {}
         self._by_key: dict[str, Tool] = {}
         self._by_plain: dict[str, Tool | None] = {}
-        for tool in (*tools, *(source.tools.values() if source is not None else ())):
-            if is_on(tool, switched) and tool.key not in self._by_key:
+        for tool in (*own, *tools, *(source.tools.values() if source is not None else ())):
+            if (tool in own or is_on(tool, switched)) and tool.key not in self._by_key:
                 self._by_legal.setdefault(legal_name(tool.name, tool.connector), tool)
                 self._by_key[tool.key] = tool
                 plain = _plain(_whole(tool.name, tool.connector))

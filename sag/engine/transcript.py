@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sag.engine.agent import ASSISTANT, Agent
 from sag.hooks.provider import CallRequest, FilePart, Message, Part, TextPart, ThoughtPart, text_message
 
 Json = dict[str, Any]
@@ -19,7 +20,12 @@ CUT = "[the reply was interrupted here]"
 
 
 def build(
-    state: Json, run: str, system: str | None, legal: Callable[[str, str], str], provider: str = ""
+    state: Json,
+    run: str,
+    system: str | None,
+    legal: Callable[[str, str], str],
+    provider: str = "",
+    me: Agent = ASSISTANT,
 ) -> list[Message]:
     """The messages for the next step of a run. Files are in it by their `ref`, as `Attached`.
 
@@ -29,26 +35,40 @@ def build(
         system: The system prompt.
         legal: Makes of a tool's name and its connector a name that every vendor takes.
         provider: Whose thoughts go back as they were; those of others are words alone.
+        me: Through whose eyes: its own words are the assistant's, those of others the user's.
     """
     runs, tools = state["runs"], state["tools"]
     mine = runs[run].get("begun", 0)
-    order: dict[str | None, int] = {None: -1, run: mine}
-    for id, other in runs.items():
-        if id != run and 0 < other.get("begun", 0) < mine:
-            order[id] = other["begun"]
-    chosen = [m for m in state["messages"] if m.get("run") in order]
-    chosen.sort(key=lambda m: order[m.get("run")])  # stable: within a run, as they came
     out = [text_message("system", system)] if system else []
-    last_of_run = {m.get("run"): m["msg"] for m in chosen if m["role"] == "assistant"}
+    if me.brief is not None:
+        out += [msgspec.structs.replace(m, parts=list(m.parts)) for m in me.brief]  # files are read into what is sent
+        chosen = [m for m in state["messages"] if m.get("run") == run and _is_of(m, me.name)]
+    else:
+        order: dict[str | None, int] = {None: -1, run: mine}
+        for id, other in runs.items():
+            if id != run and 0 < other.get("begun", 0) < mine:
+                order[id] = other["begun"]
+        chosen = [m for m in state["messages"] if m.get("run") in order]
+        chosen.sort(key=lambda m: order[m.get("run")])  # stable: within a run, as they came
+    last = {(m.get("run"), m.get("agent")): m["msg"] for m in chosen if m["role"] == "assistant"}
     for message in chosen:
         if message["role"] == "user":
             out.append(Message("user", _input(message["parts"])))
-        else:
-            cut = is_cut(message)
-            of = message.get("run")
-            if not cut or (of != run and last_of_run[of] == message["msg"]):
-                out += _assistant(message, tools, legal, cut, provider)
+            continue
+        cut = is_cut(message)
+        of, agent = message.get("run"), message.get("agent")
+        if cut and (of == run or last[of, agent] != message["msg"]):
+            continue
+        if agent == me.name:
+            out += _assistant(message, tools, legal, cut, provider)
+        elif words := "".join(p["text"] for p in message["parts"] if p["kind"] == "text").strip():
+            title = runs.get(of, {}).get("titles", {}).get(agent) or agent or "assistant"
+            out.append(text_message("user", f"{title}: {words}" if me.marked else words))
     return out
+
+
+def _is_of(message: Json, agent: str | None) -> bool:
+    return message["role"] == "assistant" and message.get("agent") == agent
 
 
 class Attached(FilePart, tag="attached"):
@@ -98,6 +118,8 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str, str], str], cut
             _add_text(out, part["text"], "")
         elif part["kind"] == "tool_args" and part["call"] not in called and (tool := tools.get(part["call"])):
             called.add(part["call"])
+            while (repeated := tool.get("repeated")) is not None:
+                tool = tools[repeated]
             out.append(
                 CallRequest(part["call"], legal(tool["name"], tool.get("connector") or ""), argument_text(tool["args"]))
             )

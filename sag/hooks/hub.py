@@ -19,6 +19,7 @@ from msgspec import Struct
 from sag.hooks.connector import Connector
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import HttpProvider, Model, Provider, StreamProvider
+from sag.hooks.routes import RouteFunction
 from sag.hooks.tool import Policy, Tool
 from sag.ops.dispatch import User
 from sag.ops.operation import Operation, bind
@@ -38,6 +39,7 @@ KEY_LENGTH = 200
 CONNECTOR_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/([A-Za-z0-9._~-]|\{[a-z_]+\})+)+")
 
 
 class Services(Protocol):
@@ -185,6 +187,14 @@ class TopicFamily:
         self.state, self.fold, self.events = state, fold, tuple(events)
 
 
+class Exporter(NamedTuple):
+    """Makes a file of an exported conversation: the document in plain JSON goes in, the file's bytes come out."""
+
+    format: str
+    mime: str
+    render: Callable[[Json], bytes]
+
+
 class Staged:
     """What `register` has added, in its order."""
 
@@ -195,6 +205,8 @@ class Staged:
         self.operations: list[Operation] = []
         self.connectors: list[Connector] = []
         self.mounts: list[tuple[str, MountedApp]] = []
+        self.routes: list[tuple[str, RouteFunction]] = []
+        self.exporters: list[Exporter] = []
         self.presets: list[Preset] = []
         self.topics: TopicFamily | None = None
 
@@ -337,13 +349,24 @@ class Hub(Generic[S]):
             )
         self._stage(self._staged.providers, provider, provider.name)
 
-    def add_run_kind(self, name: str, config: type[RunConfig], run: Callable[[Any], Awaitable[None]]) -> None:
+    def add_run_kind(
+        self,
+        name: str,
+        config: type[RunConfig],
+        run: Callable[[Any], Awaitable[None]],
+        *,
+        title: str = "",
+        exported: Callable[[Json, Json], Json] | None = None,
+    ) -> None:
         """Offer a way in which runs proceed.
 
         Args:
             name: As `run.start` names it.
             config: Its config struct, with defaults for all members.
-            run: `async def run(run: Run)`.
+            run: `async def run(run: Run)`; the first line of its docstring describes the kind.
+            title: What people call it.
+            exported: `exported(object, config)` gives members that an export of a run has besides, from the run's
+                object of the snapshot and its effective config.
 
         Raises:
             TypeError: The config is no subclass of `RunConfig`, a member has no default, or `run` is not async.
@@ -357,7 +380,9 @@ class Hub(Generic[S]):
             config()
         except TypeError as e:
             raise TypeError(f"run kind {name}: every member of its config needs a default ({e})") from None
-        self._stage(self._staged.kinds, RunKind(name, config, run, self.name), name)
+        description = (inspect.getdoc(run) or "").partition("\n")[0]
+        kind = RunKind(name, config, run, self.name, title or name.capitalize(), description, exported)
+        self._stage(self._staged.kinds, kind, name)
 
     def add_operation(self, function: Callable[..., Awaitable[Any]]) -> None:
         """Offer an operation, declared with `@operation`, to clients.
@@ -403,6 +428,33 @@ class Hub(Generic[S]):
         with self._lock:
             self._check_open()
             self._staged.mounts.append((path, MountedApp(app, below)))
+
+    def add_route(self, route: str, function: RouteFunction) -> None:
+        """Serve an HTTP route: `GET /api/dice/{id}`, with an `async def function(request: Request)`.
+
+        What it returns is sent as JSON, unless it is a `Reply` or a `Stream`; a `Fault` is answered with its status.
+
+        Raises:
+            TypeError: The function is not async.
+            ValueError: The route is no method and path.
+        """
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"route {route}: its function has to be an async def")
+        if not _ROUTE.fullmatch(route):
+            raise ValueError(f"{route!r} is no route: a method, a space, and a path such as /api/dice/{{id}}")
+        with self._lock:
+            self._check_open()
+            self._staged.routes.append((route, function))
+
+    def add_exporter(self, format: str, mime: str, render: Callable[[Json], bytes]) -> None:
+        """Offer a format in which runs and conversations are exported.
+
+        Args:
+            format: As `run.export` names it, and the end of the file's name.
+            mime: The file's media type.
+            render: Makes the file of the exported document (how-to 'Export a conversation'); runs in a thread.
+        """
+        self._stage(self._staged.exporters, Exporter(format, mime, render), format)
 
     def add_preset(self, name: str, title: str, config: Json, description: str = "") -> None:
         """Offer a conversation's config under a name, such as a system prompt for a kind of work."""

@@ -58,9 +58,14 @@ class RunKind(Struct):
         config: Its config struct; its defaults are the lowest layer (protocol section 6).
         run: Does the work, on what the run's topic says has been done already.
         origin: The plugin that brought it.
+        title, description: For people.
+        exported: Gives members that an export of a run has besides.
     """
 
     name: str
     config: type[RunConfig]
     run: Callable[[Any], Awaitable[None]]
     origin: str = ""
+    title: str = ""
+    description: str = ""
+    exported: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None

@@ -85,10 +85,12 @@ export interface AgentClose {
   agent: string;
 }
 
-/** An agent begins to act in the run. */
+/** An agent begins to act in the run; `title` is what people call it. */
 export interface AgentOpen {
   run: string;
   agent: string;
+  title?: string | null;
+  ts?: number | null;
 }
 
 /** An answer to an ask: a choice of its options, and the data of a form or edited arguments (`data.args`). */
@@ -117,7 +119,7 @@ export interface AskClose {
   data?: Json | null;
 }
 
-/** The hub wants a person: an approval, a form, a URL to visit or a choice. */
+/** The hub wants a person: an approval, a form, a URL to visit or a choice. `name` is what the run kind calls it. */
 export interface AskOpen {
   ask: string;
   run: string;
@@ -131,6 +133,7 @@ export interface AskOpen {
   subject?: Json | null;
   schema?: Json | null;
   url?: string | null;
+  name?: string | null;
 }
 
 /** Credentials in `hello`. */
@@ -171,6 +174,7 @@ export interface ClientConfig {
   rev: number;
   patch: Json;
   by: string;
+  ts?: number | null;
 }
 
 /** Who speaks: the device or frontend whose settings apply. */
@@ -241,6 +245,7 @@ export interface ConfigPatched {
   rev: number;
   patch: Json;
   by: string;
+  ts?: number | null;
 }
 
 /** A scope's config. */
@@ -445,6 +450,24 @@ export interface InputPart {
   ref?: string | null;
   mime?: string | null;
   name?: string | null;
+}
+
+/** A run kind: what it is called, its config's defaults and JSON Schema. */
+export interface KindInfo {
+  name: string;
+  title: string;
+  description: string;
+  origin: string;
+  defaults: Json;
+  schema: Json;
+}
+
+/** All run kinds. */
+export type KindList = Record<string, never>;
+
+/** The run kinds, `chat` first. */
+export interface KindListed {
+  kinds: KindInfo[];
 }
 
 /** What a connection may take. */
@@ -781,6 +804,8 @@ export interface Provides {
   operations?: string[];
   connectors?: string[];
   mounts?: string[];
+  routes?: string[];
+  exporters?: string[];
   presets?: string[];
   topics?: string[];
 }
@@ -965,6 +990,19 @@ export interface RunPatch {
 }
 
 /** Which run. */
+export interface RunPause {
+  run: string;
+  key?: string | null;
+}
+
+/** The run's status, and from which offset the change is visible. */
+export interface RunPaused {
+  run: string;
+  status: string;
+  at: Record<string, number>;
+}
+
+/** Which run. */
 export interface RunRef {
   run: string;
 }
@@ -1027,7 +1065,7 @@ export interface SessionTold {
 /**
  * A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` … `ms` is how
  * long it took, `request` the vendor's id of the answer, `error` why another model takes over. `notes` holds `decode`
- * where bytes of the answer were no Unicode and stand as U+FFFD.
+ * where bytes of the answer were no Unicode and stand as U+FFFD, `model` who answered where no message tells it.
  */
 export interface StepClose {
   run: string;
@@ -1038,6 +1076,7 @@ export interface StepClose {
   request?: string | null;
   error?: RunError | null;
   notes?: string[] | null;
+  model?: string | null;
 }
 
 /** A model round begins; it runs on the config of this moment. */
@@ -1046,6 +1085,7 @@ export interface StepOpen {
   step: number;
   model: string;
   agent?: string | null;
+  ts?: number | null;
 }
 
 /** Params of `topic.subscribe`. */
@@ -1154,7 +1194,10 @@ export interface ToolList {
   brief?: boolean;
 }
 
-/** A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector. */
+/**
+ * A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector. `agent` is
+ * who called it. `again` is the lost call that it repeats. `ends` tells that it ends its agent's turn.
+ */
 export interface ToolOpen {
   call: string;
   run: string;
@@ -1166,6 +1209,9 @@ export interface ToolOpen {
   step?: number | null;
   connector?: string | null;
   title?: string | null;
+  agent?: string | null;
+  again?: string | null;
+  ends?: boolean | null;
 }
 
 /** How far a call is. */
@@ -1343,6 +1389,8 @@ export interface Operations {
   'conversation.list': { params: ConversationList; result: ConversationListed };
   /** Rename a conversation. */
   'conversation.update': { params: ConversationUpdate; result: Changed };
+  /** The run kinds that plugins offer. */
+  'kind.list': { params: KindList; result: KindListed };
   /** Older messages of a conversation. */
   'message.list': { params: MessageList; result: MessageListed };
   /** Whether a model works: its provider takes the key, and the model is there and takes the config. */
@@ -1367,12 +1415,16 @@ export interface Operations {
   'resource.read': { params: ResourceRead; result: ResourceContent };
   /** End a run; what came stays. */
   'run.cancel': { params: RunCancel; result: RunCancelled };
+  /** Let a paused run go on. */
+  'run.continue': { params: RunPause; result: RunPaused };
   /** A run's transcript as a document. */
   'run.export': { params: RunExport; result: RunExported };
   /** A run's object. */
   'run.get': { params: RunRef; result: RunView };
   /** The user's runs. */
   'run.list': { params: RunList; result: RunListed };
+  /** Hold a run before its next step; it is `paused` once nothing works any more. */
+  'run.pause': { params: RunPause; result: RunPaused };
   /** Go on with an interrupted run; what was finished is not done again. */
   'run.resume': { params: RunResume; result: RunStarted & { topic?: SubscribeOutcome } };
   /** Give input to a conversation: begin a run, queue it, or join the active one. */
