@@ -89,6 +89,13 @@ class HttpFacade:
         for route in self.plugin_routes:
             method, _, path = route.partition(" ")
             routes.append(Route(path, self._guarded(self._plugin_route(route)), methods=[method]))
+        allowed: dict[str, set[str]] = {}
+        for known in routes:
+            if isinstance(known, Route):
+                allowed.setdefault(known.path, set()).update(known.methods or ())
+        for path, methods in allowed.items():  # else the page, which lies below everything, would say 404
+            if others := sorted({*CHANGING, "GET"} - methods):
+                routes.append(Route(path, self._guarded(_no_method(methods)), methods=others))
         for path, given in self.mounts.items():
             mounted = _Mounted(given, path, self._guard, self.mounts, self._closing)
             routes += [Route(path, mounted), Route(f"{path}/{{rest:path}}", mounted)][: 1 + given.below]
@@ -378,6 +385,15 @@ def fault_response(e: Exception, what: str) -> Response:
     if fault.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(encode({"error": body}), fault.status, headers, media_type="application/json")
+
+
+def _no_method(allowed: set[str]) -> Answer:
+    async def answer(request: Request) -> Response:
+        response = fault_response(Fault("method.denied"), f"{request.method} {request.url.path}")
+        response.headers["allow"] = ", ".join(sorted(allowed))
+        return response
+
+    return answer
 
 
 def _sse(sent: Sent) -> bytes:
