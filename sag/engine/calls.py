@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -99,12 +99,28 @@ class Calls:
             if call in known and known[call]["status"] == "running" and all(call != draft.call for draft in fresh):
                 # It was waiting for a person when the hub stopped.
                 work.append(self._after_restart(agent, call, *waiting[call]) if call in waiting else self._lose(call))
-        if parallel:
-            await self._run.together(work)
-        else:
-            for one in work:
-                await self._run.together([one])
+        try:
+            if parallel:
+                await self._run.together(work)
+            else:
+                for one in work:
+                    await one
+        finally:
+            self._end(drafts)
         return list(drafts)
+
+    def _end(self, calls: Iterable[str]) -> None:
+        """Close what is still open of calls that were given up, for their run may go on."""
+        run = self._run
+        if run.closed or self._topic.lost:
+            return
+        tx = run._begin()
+        for call in calls:
+            tool = run.state["tools"].get(call)
+            if tool is not None and tool["status"] == "running":
+                tx.append(self._topic, ToolClose(call, "cancelled", max(0, now_ms() - tool["ts"])))
+        if not tx.empty:
+            tx.submit()
 
     async def _open(
         self, agent: Agent, box: Toolbox, step: int | None, drafts: Sequence[Draft], strict: bool

@@ -305,19 +305,19 @@ class Run:
         who = self._agent(agent)
         if who.name is not None and self.object.get("agents", {}).get(who.name) != "open":
             await self.emit(AgentOpen(self.id, who.name, who.title, now_ms()))
-        last = self._last_words(who.name)
-        if last is None or self._is_over(last):
-            await self.step(agent)
-        while (last := self._last_words(who.name)) is not None:
-            await self.tools(agent, strict=strict, parallel=parallel)
-            if self._is_over(last):
-                break
-            await self.step(agent)
-        else:
-            raise RunEnded  # its message was dropped
-        if who.name is not None:
-            self.emit(AgentClose(self.id, who.name))
-        return Turn(who.name, last["msg"], _text(last))
+        try:
+            last = self._last_words(who.name)
+            if last is None or self._is_over(last):
+                await self.step(agent)
+            while (last := self._last_words(who.name)) is not None:
+                await self.tools(agent, strict=strict, parallel=parallel)
+                if self._is_over(last):
+                    return Turn(who.name, last["msg"], _text(last))
+                await self.step(agent)
+            raise RunEnded  # its message is gone
+        finally:
+            if who.name is not None and not self.closed and not self._topic.lost:
+                self.emit(AgentClose(self.id, who.name))
 
     def _agent(self, agent: Speaker) -> Agent:
         return agent if isinstance(agent, Agent) else agent(self.config())
@@ -377,14 +377,20 @@ class Run:
                     round.task.cancel()
             except asyncio.CancelledError:
                 if not round.restarts or self.closed:
+                    self._cut(number, writer, "cancelled")
                     raise
                 await self._give_up(number, writer, "config")
             except ProviderError as e:
+                why = RunError(e.kind, e.message, e.retry)
                 self._failed.add(name)
                 if self.closed or self._choose(config)[0] in self._failed:
+                    self._cut(number, writer, "failed", why)
                     raise
                 log.info("run %s step %d: %s gives way: %s", self.id, number, name, e.message)
-                await self._give_up(number, writer, "fallback", RunError(e.kind, e.message, e.retry))
+                await self._give_up(number, writer, "fallback", why)
+            except RunLimit:
+                self._cut(number, writer, "limit")
+                raise
             finally:
                 del self._rounds[number]
                 self._mark(active=-1)
@@ -436,6 +442,15 @@ class Run:
         if self.source is not None and (own := self.source.tools.get(key)) is not None:
             return own
         return next((tool for tool in self._offered or () if tool.key == key), None)
+
+    def _cut(self, number: int, writer: PartWriter, finish: str, error: RunError | None = None) -> None:
+        """End a step that came to no good end, for its run may go on; what came of it stays."""
+        if self.closed or self._topic.lost or str(number) not in self.object.get("open_steps", {}):
+            return
+        tx = self._begin()
+        writer.cut(tx)
+        tx.append(self._topic, StepClose(self.id, number, finish, writer.usage, error=error))
+        tx.submit()
 
     async def _give_up(
         self,

@@ -186,12 +186,18 @@ class PartWriter:
             tx.submit()
             call[2], call[3] = self._new_part("tool_args", piece, call[0], call[1]), _size(piece)
 
-    def _close_part(self, tx: Transaction, part: int, replay: Json | None = None) -> None:
+    def cut(self, tx: Transaction) -> None:
+        """Close what is open as it is."""
+        for part in sorted(self._open):
+            self._close_part(tx, part, partial=True)
+        self._text = None
+
+    def _close_part(self, tx: Transaction, part: int, replay: Json | None = None, *, partial: bool = False) -> None:
         self._topics.flush_deltas(self._topic, tx)
         found = self._topic.fold.parts.get(part)  # type: ignore[attr-defined]
         since = self._thinking_since.pop(part, None)
         ms = None if since is None else max(0, now_ms() - since)
-        tx.append(self._topic, PartClose(part, len(found[1]["text"]) if found else 0, ms=ms, replay=replay))
+        tx.append(self._topic, PartClose(part, len(found[1]["text"]) if found else 0, partial, ms, replay))
         self._topics.close_part(self._topic, part)
         self._open.discard(part)
 

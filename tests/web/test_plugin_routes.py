@@ -137,7 +137,7 @@ async def test_a_stream_is_kept_alive_and_ends_with_its_client(
     hub: RunningHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(facade, "KEEPALIVE_S", 0.05)
-    seen = hub.app.extensions.routes["GET /api/stream"].__globals__["SEEN"]  # type: ignore[attr-defined]
+    seen = hub.app.extensions.routes["GET /api/stream"].__globals__["SEEN"]
     async with http(hub) as client, client.stream("GET", "/api/stream?for=ever") as answer:
         text = ""
         async for piece in answer.aiter_text():
@@ -162,7 +162,7 @@ async def test_a_hub_that_goes_down_ends_its_streams(
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry_point])
     async with running_hub() as hub, http(hub) as client:
         reading = asyncio.create_task(client.get("/api/stream?for=ever"))
-        seen = hub.app.extensions.routes["GET /api/stream"].__globals__["SEEN"]  # type: ignore[attr-defined]
+        seen = hub.app.extensions.routes["GET /api/stream"].__globals__["SEEN"]
         await until(lambda: seen == ["begun"], "the stream")
         hub.app.http.close()
         assert (await reading).status_code == 200
