@@ -13,7 +13,7 @@ from sag.engine.run import Run, Step, Turn
 from sag.engine.toolbox import legal_name
 from sag.errors import Fault
 from sag.hooks.connector import Connector, Health, Prompt, PromptArgument, PromptMessage, Resource
-from sag.hooks.hub import Hub, KeyValue, ModelPlace, PluginTopic, Preset, Secrets
+from sag.hooks.hub import ExportedFile, Hub, KeyValue, ModelPlace, PluginTopic, Preset, Rendered, Secrets
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
     Ability,
@@ -85,6 +85,7 @@ __all__ = [
     "Decoder",
     "Effort",
     "Event",
+    "ExportedFile",
     "Fault",
     "FilePart",
     "Finish",
@@ -111,6 +112,7 @@ __all__ = [
     "Provider",
     "ProviderError",
     "Reasoning",
+    "Rendered",
     "Replay",
     "Reply",
     "Request",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from sag.engine.config import defaults
+from sag.engine.config import defaults, layered
 from sag.engine.engine import Engine, RunStart, RunStarted
 from sag.errors import Fault
 from sag.hooks.kind import RunKind
@@ -98,7 +98,7 @@ class KindList(Params):
 
 
 class KindInfo(Struct):
-    """A run kind: what it is called, its config's defaults and JSON Schema."""
+    """A run kind: what it is called, the config of a run that says nothing, and the config's JSON Schema."""
 
     name: str
     title: str
@@ -112,22 +112,6 @@ class KindListed(Struct):
     """The run kinds, `chat` first."""
 
     kinds: list[KindInfo]
-
-
-class RunExport(Params):
-    """Which run, in which format."""
-
-    run: str
-    format: Literal["json", "md"] = "json"
-
-
-class RunExported(Struct):
-    """The run's transcript; `text` holds the document."""
-
-    run: str
-    format: str
-    mime: str
-    text: str
 
 
 class AskAnswer(Change):
@@ -204,14 +188,6 @@ class Runs:
         rows = await self._journal.rows("run", where, order="-ts", limit=params.limit)
         return RunListed([RunInfo(r["id"], r["conv"], r["kind"], r["status"], r["ts"]) for r in rows])
 
-    @operation("run.export", who="user", rest="GET /api/runs/{run}/export")
-    async def export(self, call: Call, params: RunExport) -> RunExported:
-        """A run's transcript as a document."""
-        topic = await self._engine.run_topic(call.me, params.run)
-        text = await topic.shown(lambda: _export(topic, params.run, params.format))
-        mime = "application/json" if params.format == "json" else "text/markdown"
-        return RunExported(params.run, params.format, mime, text)
-
     @operation("ask.answer", who="user", rest="POST /api/asks/{ask}")
     async def answer(self, call: Call, params: AskAnswer) -> AskAnswered:
         """Settle an ask; the first valid answer wins."""
@@ -222,7 +198,8 @@ class Runs:
 
 def _kind(kind: RunKind) -> KindInfo:
     schema = msgspec.json.schema(kind.config)
-    return KindInfo(kind.name, kind.title, kind.description, kind.origin, defaults(kind.config), schema)
+    begun = layered(defaults(kind.config), kind.config.opened({}, {}))
+    return KindInfo(kind.name, kind.title, kind.description, kind.origin, begun, schema)
 
 
 def _run(topic: Topic, run: str) -> Json:
@@ -230,29 +207,3 @@ def _run(topic: Topic, run: str) -> Json:
     if object is None:
         raise Fault("run.unknown")
     return object
-
-
-def _export(topic: Topic, run: str, format: str) -> str:
-    state, object = topic.state, _run(topic, run)
-    messages = [m for m in state["messages"] if m.get("run") == run]
-    tools = {id: t for id, t in state["tools"].items() if t["run"] == run}
-    if format == "md":
-        return _markdown(state["conv"].get("title", ""), messages, tools)
-    document = {"run": {"id": run, **object}, "messages": messages, "tools": tools}
-    return msgspec.json.format(msgspec.json.encode(document)).decode()
-
-
-def _markdown(title: str, messages: list[Json], tools: Json) -> str:
-    out = [f"# {title}"]
-    for message in messages:
-        out.append(f"## {'You' if message['role'] == 'user' else message.get('agent') or 'Assistant'}")
-        for part in message["parts"]:
-            if part["kind"] == "tool_args":
-                tool = tools.get(part.get("call"), {})
-                args = msgspec.json.encode(tool.get("args")).decode()
-                out.append(f"*{tool.get('name', part.get('name', 'tool'))}* `{args}` — {tool.get('status', 'not run')}")
-            elif part["kind"] in ("text", "tool_output"):
-                out.append(part["text"])
-            elif part["kind"] in ("image", "file"):
-                out.append(f"[{part.get('name') or part['kind']}]")
-    return "\n\n".join(out) + "\n"

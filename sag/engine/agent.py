@@ -21,6 +21,8 @@ class Agent(Struct, kw_only=True, frozen=True):
         system: Its system prompt, in place of the config's.
         settings: Members of the config in place of the run's: `model`, `temperature`, `max_tokens` …
         brief: What it is told in place of the conversation; its own rounds in this run follow.
+        recalls: Whether they do; else the brief is all that it is told.
+        hears: Whether what users say while the run goes on follows too; the brief stands for what began it.
         offered: Which of the run's tools it may call; None means all.
         own: Tools of the run kind's, offered to it beside those.
         ends: Names of `own` tools whose call, if it is done well, ends the agent's turn.
@@ -33,6 +35,8 @@ class Agent(Struct, kw_only=True, frozen=True):
     system: str | None = None
     settings: dict[str, Any] = {}
     brief: Sequence[Message] | None = None
+    recalls: bool = True
+    hears: bool = False
     offered: Callable[[Tool], bool] | None = None
     own: Sequence[Tool] = ()
     ends: Collection[str] = ()

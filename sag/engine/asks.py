@@ -142,7 +142,7 @@ class Asks:
             subject = opened.get("subject") or {}
             key = str(subject.get("key") or subject.get("tool", ""))
             run = self._engine.find(topic, opened["run"])
-            tool = run.tool(key) if run is not None else None
+            tool = run.tool(key, opened.get("call")) if run is not None else None
             if choice != "deny" and data and "args" in data:
                 if "args" not in subject:
                     raise Fault("ask.invalid", "There are no arguments to edit.", path="$.data.args")

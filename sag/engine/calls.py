@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -60,6 +60,7 @@ class Calls:
     def __init__(self, run: Run) -> None:
         self._run, self._engine = run, run._engine
         self._topics, self._topic = run._topics, run._topic
+        self.asked: dict[str, Tool] = {}  # tools of calls that wait for a person, by call
         self._sampling = asyncio.Lock()  # a tool may ask for much at once; it gets it bit by bit
 
     async def settle(self, agent: Agent, message: Json, *, strict: bool, parallel: bool) -> list[str]:
@@ -79,35 +80,45 @@ class Calls:
             return []
         known = self._run.state["tools"]
         # Before anything is waited for: an ask that is answered meanwhile is in the state no longer.
-        waiting = {a["call"]: (id, a) for id, a in self._run.state["asks"].items() if a.get("call") in drafts}
+        asked = {a["call"]: (id, a) for id, a in self._run.state["asks"].items() if a.get("call")}
         box = await self._run._toolbox(agent)
-        fresh = [draft for call, draft in drafts.items() if call not in known]
-        for call in [call for call in drafts if call in known]:
-            while (repeated := known[call].get("repeated")) is not None:
-                drafts[repeated] = drafts.pop(call)
+        calls: list[str] = []
+        fresh: list[Draft] = []
+        left: list[str] = []  # by a hub that stopped while they waited for a person
+        for call, draft in drafts.items():
+            while call in known and (repeated := known[call].get("repeated")) is not None:
                 call = repeated
-            opened = known[call]
-            tool = box.find(_key(opened)) if opened["status"] == "lost" else None
-            if tool is not None and (tool.idempotent or tool.risk == "read"):
-                again = Draft(new_id("k"), _key(opened), transcript.argument_text(opened["args"]), call)
-                drafts[again.call] = drafts.pop(call)
-                fresh.append(again)
-        work: list[Awaitable[None]] = []
-        if fresh:
-            work += await self._open(agent, box, message.get("step"), fresh, strict)
-        for call in drafts:
-            if call in known and known[call]["status"] == "running" and all(call != draft.call for draft in fresh):
-                # It was waiting for a person when the hub stopped.
-                work.append(self._after_restart(agent, call, *waiting[call]) if call in waiting else self._lose(call))
+            status = known[call]["status"] if call in known else None
+            tool = box.find(_key(known[call])) if status in ("lost", "running") else None
+            if status == "lost" and tool is not None and (tool.idempotent or tool.risk == "read"):
+                args = transcript.argument_text(known[call]["args"])
+                draft = Draft(new_id("k"), _key(known[call]), args, again=call)
+                call, status = draft.call, None
+            if status is None:
+                fresh.append(draft)
+            elif status == "running":
+                left.append(call)
+                if tool is not None:
+                    self.asked[call] = tool
+            calls.append(call)
+        work: list[Coroutine[Any, Any, None]] = []
         try:
+            if fresh:
+                work += await self._open(agent, box, message.get("step"), fresh, strict)
+            for call in left:
+                work.append(self._after_restart(agent, call, *asked[call]) if call in asked else self._lose(call))
             if parallel:
                 await self._run.together(work)
             else:
                 for one in work:
                     await one
         finally:
-            self._end(drafts)
-        return list(drafts)
+            for one in work:
+                one.close()  # those that were not begun
+            for call in calls:
+                self.asked.pop(call, None)
+            self._end(calls)
+        return calls
 
     def _end(self, calls: Iterable[str]) -> None:
         """Close what is still open of calls that were given up, for their run may go on."""
@@ -124,7 +135,7 @@ class Calls:
 
     async def _open(
         self, agent: Agent, box: Toolbox, step: int | None, drafts: Sequence[Draft], strict: bool
-    ) -> list[Awaitable[None]]:
+    ) -> list[Coroutine[Any, Any, None]]:
         """Tell calls in one commit; gives what remains to be done."""
         run = self._run
         tools = [tool for draft in drafts if (tool := box.find(draft.name)) is not None]
@@ -164,7 +175,7 @@ class Calls:
 
     def _admit(
         self, tx: Transaction, verdict: Verdict, call: str, tool: Tool, args: Json, params: Any
-    ) -> Awaitable[None] | None:
+    ) -> Coroutine[Any, Any, None] | None:
         """What the policies make of a call: it goes ahead, asks a person with the transaction, or is refused."""
         if verdict.policy == "deny":
             error = {"kind": "tool.denied", "message": "A policy forbids this tool."}
@@ -185,6 +196,7 @@ class Calls:
             title = f"Allow {tool.title or tool.name}{whose}?"
             options = APPROVAL if verdict.always else [o for o in APPROVAL if o != "allow_always"]
             ask = self._run.open_ask(tx, "approval", title, options, call=call, subject=subject, schema=tool.input)
+            self.asked[call] = tool
             return self._after_approval(call, tool, params, ask)
         return self._execute(call, tool, params)
 

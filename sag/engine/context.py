@@ -112,7 +112,10 @@ class CallContext:
         if self._part is not None:
             topics.delta(topic, self._part, text)
             return
-        msg = next((m["msg"] for m in self._run._newest() if _made(m, self.call)), None)
+        tools, first = self._run.state["tools"], self.call
+        while (lost := tools[first].get("again")) is not None:
+            first = lost
+        msg = next((m["msg"] for m in self._run._newest() if _made(m, first)), None)
         if msg is None:  # of a run that was taken up elsewhere; there is no place for it
             return
         self._part = topic.fold.last_part + 1  # type: ignore[attr-defined]

@@ -245,9 +245,9 @@ class Engine:
                 return self._steer(call.tx, user, home, home.active, p)
             kind = self.kind(p.kind or last_kind(topic))
             base = layered(fitting(below, kind.config), fitting(topic.state["conv"]["config"], kind.config))
-            patched({}, p.config, kind.config, base)
-            self.scopes.check_model(p.config)
-            self.scopes.check_effective(layered(base, p.config))
+            config = kind.config.opened(patched({}, p.config, kind.config, base), base)
+            self.scopes.check_model(config)
+            self.scopes.check_effective(layered(base, config))
             if p.when == "queue" and len(home.queue) >= self._queue_limit:
                 raise Fault("run.queue", f"{len(home.queue)} runs wait in this conversation already.")
         except Fault:
@@ -257,7 +257,10 @@ class Engine:
         tx: Transaction = call.tx
         source = call.peer.tool_source if call.peer is not None else None
         run = Run(self, home, new_id("r"), kind, user, call.client, source)
-        first = tx.append(topic, ConvPatch({"title": _title(p.input), "created": now_ms()})) if is_new else None
+        first: int | None = None
+        if is_new or not topic.state["conv"].get("title"):
+            made = {"created": now_ms()} if is_new else {}
+            first = tx.append(topic, ConvPatch({"title": _title(p.input), **made}))
         if p.when == "interrupt" and home.active:
             self._close(tx, home.active, "cancelled")
             home.active = None
@@ -269,7 +272,7 @@ class Engine:
                 kind.name,
                 user.id,
                 call.client,
-                layered({}, p.config),
+                config,
                 1,
                 "running" if begins else "queued",
                 now_ms(),
@@ -465,7 +468,7 @@ class Engine:
         if run is None:
             raise await self.closed(topic, run_id)
         if mode == "after_step" and run.task is not None:
-            run.stop_after_step = True
+            run.stop()
             return {"run": run_id, "status": topic.state["runs"][run_id]["status"], "at": {topic.name: topic.head}}
         tx: Transaction = call.tx
         self._close(tx, run, "cancelled")
@@ -533,6 +536,16 @@ class Engine:
         self.topics.delete(tx, topic)
         self._release(home)
         return at
+
+    async def create(self, call: Call, title: str) -> tuple[str, int]:
+        """Make a conversation in which nothing has been said yet; gives its id and the offset."""
+        inbox = await self.topics.get(call.me.id, "user:me")
+        conv, now = new_id("c"), now_ms()
+        topic = self.topics.create(call.me.id, f"conv:{conv}")
+        tx: Transaction = call.tx
+        at = tx.append(topic, ConvPatch({"title": title, "created": now}))
+        tx.append(inbox, InboxConv(conv, {"title": title, "created": now, "updated": now}))
+        return conv, at
 
     async def rename(self, call: Call, conv: str, patch: Json) -> int:
         """Patch a conversation's properties; gives the offset.
@@ -605,10 +618,14 @@ class Engine:
             self._release(home)
 
     async def drain(self, seconds: float) -> None:
-        """Let runs come to their end, then interrupt those that have not."""
+        """Let runs come to their end, then interrupt those that have not; paused ones at once."""
         runs = [home.active.task for home in self._homes.values() if home.active and home.active.task]
         waiting = [h.active for h in self._homes.values() if h.active and _only_asks(h.topic.state, h.active.id)]
-        busy = {t for t in runs if all(t is not r.task for r in waiting)}
+        idle = [
+            *waiting,
+            *(h.active for h in self._homes.values() if h.active and h.active.object["status"] == "paused"),
+        ]
+        busy = {t for t in runs if all(t is not r.task for r in idle)}
         if busy and seconds > 0:
             await asyncio.wait(busy, timeout=seconds)
         for home in list(self._homes.values()):

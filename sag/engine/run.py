@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -29,7 +29,7 @@ from sag.engine.toolbox import Toolbox, ToolSource, legal_name
 from sag.engine.writer import Ear, PartWriter
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
-from sag.hooks.provider import ModelRequest, Provider, ProviderError
+from sag.hooks.provider import CallFragment, ModelRequest, Provider, ProviderError
 from sag.hooks.tool import Tool
 from sag.ops.dispatch import User
 from sag.schema.events import (
@@ -136,7 +136,8 @@ class Run:
         self._active = 0
         self._asking = 0
         self._held = 0
-        self._goes_on = asyncio.Event()
+        self._goes_on, self._quiet = asyncio.Event(), asyncio.Event()
+        self._quiet.set()
         self._offered: list[Tool] | None = None
         self.tool_calls = Calls(self)
 
@@ -182,8 +183,8 @@ class Run:
     def _is_over(self, message: Json) -> bool:
         """Whether an agent's turn ended with a message: it called nothing, or what ends its turn."""
         calls = {p["call"] for p in message["parts"] if p["kind"] == "tool_args"}
-        tools = self.state["tools"]
-        return not calls or any(tools[c].get("ends") and tools[c]["status"] == "ok" for c in calls if c in tools)
+        made = [transcript.newest(self.state["tools"], call) for call in calls]
+        return not calls or any(tool is not None and tool.get("ends") and tool["status"] == "ok" for tool in made)
 
     @property
     def unread(self) -> bool:
@@ -201,10 +202,13 @@ class Run:
         """What users said in the run, in order."""
         return [_text(m) for m in self.messages() if m["role"] == "user"]
 
+    def rounds(self) -> list[Json]:
+        """The messages of the model rounds that came to their end, in order, whoever had them."""
+        return [m for m in self.messages() if m["role"] == "assistant" and not _is_cut(m)]
+
     def turns(self) -> list[Turn]:
         """The turns that are over, in order, whoever had them."""
-        over = (m for m in self.messages() if m["role"] == "assistant" and not _is_cut(m) and self._is_over(m))
-        return [Turn(m.get("agent"), m["msg"], _text(m)) for m in over]
+        return [Turn(m.get("agent"), m["msg"], _text(m)) for m in self.rounds() if self._is_over(m)]
 
     def calls(self, *names: str) -> list[Json]:
         """The run's tool calls as its state has them, with their ids as `call`; those of some tools, or all."""
@@ -258,11 +262,18 @@ class Run:
             for one in tasks:
                 one.cancel()
             if tasks:
-                await asyncio.wait(tasks, timeout=5)
+                ended, _ = await asyncio.wait(tasks, timeout=5)
+                for one in ended:
+                    if not one.cancelled():
+                        one.exception()  # the first was told, the others are known
 
     def _mark(self, active: int = 0, asking: int = 0, held: int = 0) -> None:
         """Count what works, waits for a person, and is held; a run in which nothing works is `waiting` or `paused`."""
         self._active += active
+        if self._active:
+            self._quiet.clear()
+        else:
+            self._quiet.set()
         self._asking += asking
         self._held += held
         idle = "waiting" if self._asking else "paused" if self._held else "running"
@@ -280,9 +291,20 @@ class Run:
         if not paused:
             tx.after(self._goes_on.set)
 
+    def stop(self) -> None:
+        """End the run when its step is over; one that is held makes no further step."""
+        self.stop_after_step = True
+        self._goes_on.set()
+
+    async def _heed_stop(self) -> None:
+        """End the run where that is wanted, as soon as the steps and calls of others are over too."""
+        if self.stop_after_step:
+            await self._quiet.wait()
+            raise RunEnded
+
     async def _hold(self) -> None:
         """Wait as long as the run is paused."""
-        while self.object.get("paused"):
+        while self.object.get("paused") and not self.stop_after_step:
             self._goes_on.clear()
             self._mark(held=1)
             try:
@@ -303,9 +325,13 @@ class Run:
             RunLimit, ProviderError: As `step`.
         """
         who = self._agent(agent)
-        if who.name is not None and self.object.get("agents", {}).get(who.name) != "open":
-            await self.emit(AgentOpen(self.id, who.name, who.title, now_ms()))
-        try:
+        if not isinstance(agent, Agent):  # whatever a patch makes of its name, the turn is this one's
+            make = agent
+
+            def agent(config: Any) -> Agent:
+                return msgspec.structs.replace(make(config), name=who.name)
+
+        async with self.acting(who):
             last = self._last_words(who.name)
             if last is None or self._is_over(last):
                 await self.step(agent)
@@ -315,9 +341,17 @@ class Run:
                     return Turn(who.name, last["msg"], _text(last))
                 await self.step(agent)
             raise RunEnded  # its message is gone
+
+    @contextlib.asynccontextmanager
+    async def acting(self, agent: Agent) -> AsyncIterator[None]:
+        """Tell that an agent acts, as long as the context lasts; a turn tells it by itself."""
+        if agent.name is not None and self.object.get("agents", {}).get(agent.name) != "open":
+            await self.emit(AgentOpen(self.id, agent.name, agent.title, now_ms()))
+        try:
+            yield
         finally:
-            if who.name is not None and not self.closed and not self._topic.lost:
-                self.emit(AgentClose(self.id, who.name))
+            if agent.name is not None and not self.closed and not self._topic.lost:
+                self.emit(AgentClose(self.id, agent.name))
 
     def _agent(self, agent: Speaker) -> Agent:
         return agent if isinstance(agent, Agent) else agent(self.config())
@@ -338,9 +372,8 @@ class Run:
             ProviderError: The model failed, after the retries that the config allows, and so did the fallbacks.
         """
         while True:
-            if self.stop_after_step:
-                raise RunEnded
             await self._hold()
+            await self._heed_stop()
             await self._engine.budgets.check(self.user.id)
             await self._offer()
             # From here to the first event nothing is awaited: a step reads config once.
@@ -376,7 +409,8 @@ class Run:
                 finally:
                     round.task.cancel()
             except asyncio.CancelledError:
-                if not round.restarts or self.closed:
+                task = asyncio.current_task()
+                if not round.restarts or self.closed or (task is not None and task.cancelling()):
                     self._cut(number, writer, "cancelled")
                     raise
                 await self._give_up(number, writer, "config")
@@ -428,17 +462,36 @@ class Run:
 
     def _box(self, agent: Agent, config: RunConfig) -> Toolbox:
         """Of the tools that there were when the run began, those that are switched on and meant for an agent."""
-        offered = self._offered or ()
+        offered = [*(self._offered or ()), *(self.source.tools.values() if self.source is not None else ())]
         if agent.offered is not None:
             offered = [tool for tool in offered if agent.offered(tool)]
-        return Toolbox(offered, self.source, config.tools, agent.own)
+        return Toolbox(offered, None, agent.settings.get("tools", config.tools), agent.own)
+
+    def hints(self, agent: Agent) -> list[str]:
+        """What a system prompt may say of the tools that an agent is offered, each text once.
+
+        A tool's own hint, else what its connector tells models of itself. What is offered is known from the run's first
+        step on: ask where the agent is made of the step's config.
+        """
+        connectors = self._engine.extensions.connectors
+        told: dict[str, None] = {}
+        for tool in self._box(agent, self.config()).tools:
+            entry = connectors.get(tool.connector)
+            told[(tool.hint or (entry.health.instructions if entry is not None else "")).strip()] = None
+        return [text for text in told if text]
 
     async def _toolbox(self, agent: Agent) -> Toolbox:
         await self._offer()
         return self._box(agent, self.config())
 
-    def tool(self, key: str) -> Tool | None:
-        """A tool that the run is offered, switched on or not, by its key."""
+    def offered(self) -> list[Tool]:
+        """The tools that the run is offered and its config has on; known from its first step on."""
+        return self._box(ASSISTANT, self.config()).tools
+
+    def tool(self, key: str, call: str | None = None) -> Tool | None:
+        """A tool that the run is offered, switched on or not, by its key; that of a call which waits for a person."""
+        if call is not None and (asked := self.tool_calls.asked.get(call)) is not None:
+            return asked
         if self.source is not None and (own := self.source.tools.get(key)) is not None:
             return own
         return next((tool for tool in self._offered or () if tool.key == key), None)
@@ -569,10 +622,28 @@ class Run:
         if last is None:
             return []
         ids = await self.tool_calls.settle(who, last, strict=strict, parallel=parallel)
-        if self.stop_after_step:
-            raise RunEnded
+        await self._heed_stop()
         tools = self.state["tools"]
         return [{"call": id, **tools[id]} for id in ids]
+
+    async def add_calls(self, agent: Speaker, calls: Sequence[tuple[str, str]]) -> None:
+        """Add calls to an agent's newest round as if its model had asked for them; `tools` makes them.
+
+        Args:
+            agent: Whose.
+            calls: Name and arguments, as JSON, of at least one.
+
+        Raises:
+            RunLimit: They are more, or larger, than the caps allow.
+        """
+        last = self._last_words(self._agent(agent).name)
+        if last is None:
+            raise RunEnded  # its message is gone
+        writer = PartWriter(self, last["msg"], last.get("agent"), "", "")
+        writer.take([CallFragment(i, name=name, arguments=text) for i, (name, text) in enumerate(calls)])
+        tx = self._begin()
+        writer.close(tx)
+        await tx.submit()
 
     # asks
 
@@ -596,7 +667,7 @@ class Run:
             subject: What the page may show beside it.
         """
         if (given := self.object.get("answers", {}).get(name)) is not None:
-            return Answer(given["choice"], given["data"], by=given["by"])
+            return Answer(given.get("choice"), given.get("data"), by=given.get("by"))
         ask = next((id for id, a in self.state["asks"].items() if a["run"] == self.id and a.get("name") == name), None)
         if ask is None:
             choices = options or (["accept", "decline"] if schema else ["yes", "no"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -127,7 +128,7 @@ class Scopes:
         try:
             compare(rev, current, self._named(layered(*below, document), what))
             fresh = patched(document, patch, struct, *below)
-            self.check_model(patch)
+            self.check_model(patch if what != "client" else {"llm": patch.get("llm")})
         except Fault:
             await topic.settled()
             raise
@@ -144,23 +145,17 @@ class Scopes:
         await call.commit(result, "config_commit")
         return result
 
-    def check_model(self, patch: Json) -> None:
+    def check_model(self, document: Json) -> None:
         """A model that nobody serves, or that its vendor lacks, is refused where it is set rather than by a step.
 
         Raises:
             Fault: config.invalid.
         """
-        for path, document in (("$", patch), ("$.llm", patch.get("llm"))):
-            if not isinstance(document, dict):
-                continue
-            names = [(f"{path}.model", document.get("model"))]
-            names += [(f"{path}.fallbacks[{i}]", name) for i, name in enumerate(document.get("fallbacks") or [])]
-            for at, name in names:
-                if isinstance(name, str):
-                    try:
-                        self._engine.models.check_now(name)
-                    except Fault as e:
-                        raise Fault("config.invalid", e.message, path=at) from None
+        for at, name in _models(document, "$"):
+            try:
+                self._engine.models.check_now(name)
+            except Fault as e:
+                raise Fault("config.invalid", e.message, path=at) from None
 
     def check_effective(self, config: Json) -> None:
         """The model that a run will use; with fallbacks it may fail.
@@ -179,6 +174,18 @@ class Scopes:
         result = await self.patch(call, scope, patch, None, "next_step")
         await call.commit(result)
         return result.effective
+
+
+def _models(document: Json, path: str) -> Iterator[tuple[str, str]]:
+    """The models that a config names, and where; what goes to a vendor as it is names none of the hub's."""
+    for member, value in document.items():
+        at = f"{path}.{member}"
+        if member == "model" and isinstance(value, str):
+            yield at, value
+        elif member == "fallbacks" and isinstance(value, list):
+            yield from ((f"{at}[{i}]", name) for i, name in enumerate(value) if isinstance(name, str))
+        elif isinstance(value, dict) and member != "extra":
+            yield from _models(value, at)
 
 
 def last_kind(topic: Topic) -> str:

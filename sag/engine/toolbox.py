@@ -82,6 +82,11 @@ class Toolbox:
                 plain = _plain(_whole(tool.name, tool.connector))
                 self._by_plain[plain] = None if plain in self._by_plain else tool
 
+    @property
+    def tools(self) -> list[Tool]:
+        """The tools, each once."""
+        return list(self._by_key.values())
+
     def specs(self) -> list[ToolSpec]:
         """What the model is offered."""
         return [ToolSpec(legal, t.description, t.input) for legal, t in self._by_legal.items()]

@@ -17,6 +17,7 @@ from sag.hooks.provider import CallRequest, FilePart, Message, Part, TextPart, T
 Json = dict[str, Any]
 
 CUT = "[the reply was interrupted here]"
+GO_ON = "[nobody has said anything since; go on]"
 
 
 def build(
@@ -42,7 +43,9 @@ def build(
     out = [text_message("system", system)] if system else []
     if me.brief is not None:
         out += [msgspec.structs.replace(m, parts=list(m.parts)) for m in me.brief]  # files are read into what is sent
-        chosen = [m for m in state["messages"] if m.get("run") == run and _is_of(m, me.name)]
+        own = [m for m in state["messages"] if m.get("run") == run]
+        heard = [m["msg"] for m in own if m["role"] == "user"][1:] if me.hears else []
+        chosen = [m for m in own if (me.recalls and _is_of(m, me.name)) or m["msg"] in heard]
     else:
         order: dict[str | None, int] = {None: -1, run: mine}
         for id, other in runs.items():
@@ -64,6 +67,8 @@ def build(
         elif words := "".join(p["text"] for p in message["parts"] if p["kind"] == "text").strip():
             title = runs.get(of, {}).get("titles", {}).get(agent) or agent or "assistant"
             out.append(text_message("user", f"{title}: {words}" if me.marked else words))
+    if me.name is not None and out and out[-1].role == "assistant":
+        out.append(text_message("user", GO_ON))  # vendors refuse a request that ends with the model's own words
     return out
 
 
@@ -116,10 +121,8 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str, str], str], cut
             thoughts = ""
         if part["kind"] == "text":
             _add_text(out, part["text"], "")
-        elif part["kind"] == "tool_args" and part["call"] not in called and (tool := tools.get(part["call"])):
+        elif part["kind"] == "tool_args" and part["call"] not in called and (tool := newest(tools, part["call"])):
             called.add(part["call"])
-            while (repeated := tool.get("repeated")) is not None:
-                tool = tools[repeated]
             out.append(
                 CallRequest(part["call"], legal(tool["name"], tool.get("connector") or ""), argument_text(tool["args"]))
             )
@@ -132,6 +135,14 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str, str], str], cut
     if cut and any(isinstance(part, TextPart) for part in out):
         _add_text(out, CUT, "\n")
     return [Message("assistant", out), *answers]
+
+
+def newest(tools: Json, call: str) -> Json | None:
+    """A call as it was made last: one that was lost may have been made again under another id."""
+    tool: Json | None = tools.get(call)
+    while tool is not None and (repeated := tool.get("repeated")) is not None:
+        tool = tools[repeated]
+    return tool
 
 
 def is_cut(message: Json) -> bool:

@@ -79,6 +79,9 @@ class PartWriter:
             raise self._topic.lost
         if self._kept is not None:
             self._kept += batch
+            for told in batch:
+                if isinstance(told, UsageChunk):  # it was taken, whether or not the rest is told
+                    self._now = _possible(told.usage)
             return
         for chunk in batch:
             kind = type(chunk)

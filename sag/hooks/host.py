@@ -29,7 +29,7 @@ from sag.hooks.connectors import Connectors
 from sag.hooks.hub import Exporter, Hub, MountedApp, Preset, Services, Staged, TopicFamily, one_line
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import Model, Provider
-from sag.hooks.routes import RouteFunction
+from sag.hooks.routes import PluginRoute
 from sag.hooks.spec import Hooks
 from sag.hooks.tool import Tool
 from sag.ops.dispatch import DECODE_ERRORS, params_fault
@@ -63,7 +63,7 @@ class Extensions:
         self.kinds: dict[str, RunKind] = {}
         self.connectors = Connectors()
         self.mounts: dict[str, MountedApp] = {}
-        self.routes: dict[str, RouteFunction] = {}
+        self.routes: dict[str, PluginRoute] = {}
         self.exporters: dict[str, Exporter] = {}
         self.presets: dict[str, Preset] = {}
         self.version = 0
@@ -410,7 +410,7 @@ class PluginHost:
                 ext.mounts[path] = app
                 provides.mounts.append(path)
         for route, function in staged.routes:
-            if any(re.sub(r"\{\w+\}", "{}", route) == re.sub(r"\{\w+\}", "{}", taken) for taken in ext.routes):
+            if any(re.sub(r"\{\w+", "{", route) == re.sub(r"\{\w+", "{", taken) for taken in ext.routes):
                 self._add(info.problems, info, f"route {route!r} is left out: it is taken")
             else:
                 ext.routes[route] = function

@@ -49,6 +49,19 @@ class RunConfig(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=
     total_s: Annotated[float, Meta(gt=0, le=86400)] = 600.0
     extra: dict[str, Any] = {}
 
+    @classmethod
+    def opened(cls, config: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+        """What a run's own config is when it is accepted.
+
+        For what has to be there and can yet be removed, member by member: that cannot be a default, for a patch that
+        removes it would bring the default back.
+
+        Args:
+            config: What `run.start` says.
+            below: What the device and the conversation say.
+        """
+        return config
+
 
 class RunKind(Struct):
     """One way in which runs proceed.

@@ -7,7 +7,7 @@ returns or raises an HTTP answer.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -38,14 +38,19 @@ class Request:
         query: Mapping[str, str],
         headers: Mapping[str, str],
         address: str,
-        read: Callable[[], Awaitable[bytes]],
+        read: Callable[[bool], Awaitable[bytes]],
+        gone: Callable[[], Awaitable[None]],
     ) -> None:
         self.user, self.client, self.path, self.query, self.headers = user, client, path, query, headers
         self.address = address
-        self._read = read
+        self._read, self._gone = read, gone
 
-    async def json(self, type: type[T]) -> T:
+    async def json(self, type: type[T], *, large: bool = False) -> T:
         """The body as a struct.
+
+        Args:
+            type: The struct.
+            large: Whether it may be as large as an uploaded file, for it holds such; else it is bounded as frames are.
 
         Raises:
             Fault: media.type, frame.large, body.timeout; rpc.params with the path of what does not fit.
@@ -53,9 +58,13 @@ class Request:
         if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Fault("media.type")
         try:
-            return msgspec.json.decode(await self._read(), type=type)
+            return msgspec.json.decode(await self._read(large), type=type)
         except DECODE_ERRORS as e:
             raise params_fault(e) from None
+
+    async def gone(self) -> None:
+        """Wait until the client has gone away. Only once the body has been read."""
+        await self._gone()
 
 
 class Reply(Struct):
@@ -89,3 +98,11 @@ class Stream:
 
 RouteFunction = Callable[[Request], Awaitable[Any]]
 """Gives a `Reply`, a `Stream`, or what is sent as JSON."""
+
+
+class PluginRoute(NamedTuple):
+    """A route of a plugin; `Hub.add_route` explains the members."""
+
+    function: RouteFunction
+    any_key: bool = False
+    failed: Callable[[Fault], Reply] | None = None

@@ -95,7 +95,10 @@ class RunError(Struct):
 
 @event("conv", "message.add")
 class MessageAdd(Event):
-    """A user's message with its parts, or the beginning of an assistant's with none."""
+    """A user's message with its parts, or the beginning of an assistant's with none.
+
+    Of one that is given back by an import, `model` and what follows it say what else `step.close` tells of a message.
+    """
 
     msg: str
     role: Literal["user", "assistant"]
@@ -106,6 +109,13 @@ class MessageAdd(Event):
     by: str | None = None
     parent: str | None = None
     step: int | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    finish: str | None = None
+    ms: int | None = None
+    request: str | None = None
+    error: RunError | None = None
+    notes: list[str] | None = None
 
 
 @event("conv", "message.drop")

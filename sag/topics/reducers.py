@@ -14,6 +14,7 @@ from sag.schema.merge import merge_patch
 State = dict[str, Any]
 
 CHANGES = 200  # patches of a run that its object tells, the newest
+ASKED = 200  # and questions
 
 
 class Reducer(Protocol):
@@ -170,11 +171,19 @@ class ConvReducer:
     def _ask_open(self, d: State) -> None:
         ask = dict(d)
         self.state["asks"][ask.pop("ask")] = ask
+        if run := self.state["runs"].get(d["run"]):
+            asked = {k: d[k] for k in ("ask", "kind", "title", "name", "call", "ts") if d.get(k) is not None}
+            run["asked"] = [*run.get("asked", ()), asked][-ASKED:]
 
     def _ask_close(self, d: State) -> None:
         ask = self.state["asks"].pop(d["ask"], None)
-        if ask and d.get("args") is not None and (tool := self.state["tools"].get(ask.get("call"))):
+        if ask is None:
+            return
+        if d.get("args") is not None and (tool := self.state["tools"].get(ask.get("call"))):
             tool["args"] = d["args"]
+        for asked in self.state["runs"].get(ask["run"], {}).get("asked", ()):
+            if asked["ask"] == d["ask"]:
+                asked |= {"choice": d["choice"], "by": d["by"]}
 
     def _config(self, d: State) -> None:
         kind, _, id = d["scope"].partition(":")

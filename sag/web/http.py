@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from sag.errors import Fault
 from sag.hooks.hub import MountedApp
-from sag.hooks.routes import Reply, RouteFunction, Sent, Stream
+from sag.hooks.routes import PluginRoute, Reply, Sent, Stream
 from sag.hooks.routes import Request as RouteRequest
 from sag.hub.hub import Hub
 from sag.hub.subscription import Follower, Position, place, resolve
@@ -69,7 +69,7 @@ class HttpFacade:
         self._followers: set[Follower] = set()
         self._closing = asyncio.Event()
         self.mounts: Mapping[str, MountedApp] = {}
-        self.plugin_routes: Mapping[str, RouteFunction] = {}
+        self.plugin_routes: Mapping[str, PluginRoute] = {}
 
     def routes(self, frontend: Path) -> list[BaseRoute]:
         """All routes; a REST route stands for its operation."""
@@ -212,25 +212,15 @@ class HttpFacade:
 
     def _plugin_route(self, route: str) -> Answer:
         async def answer(request: Request) -> Response:
-            function = self.plugin_routes.get(route)
-            if function is None:
+            given = self.plugin_routes.get(route)
+            if given is None:
                 raise Fault("plugin.failed")
-            self._guard.check_origin(request.scope["headers"])  # for reading too: nobody knows what it does
-            user, _, _ = await self._guard.user_of(request.scope["headers"])
-            if user is None:
-                raise Fault("auth.required")
-            if request.method in CHANGING and self._dispatcher.draining:
-                raise Fault("draining", after_ms=1000)
-            given = RouteRequest(
-                user,
-                request.headers.get("sag-client", ""),
-                request.path_params,
-                dict(request.query_params),
-                dict(request.headers),
-                request.client.host if request.client else "",
-                lambda: self._body(request, self._hub.limits.frame),
-            )
-            result = await function(given)
+            try:
+                result = await self._ask_plugin(given, request)
+            except Exception as e:
+                if given.failed is None:
+                    raise
+                result = given.failed(error_body(e, route)[0])
             if isinstance(result, Stream):
                 headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
                 return StreamingResponse(self._sent(result.events), media_type="text/event-stream", headers=headers)
@@ -240,6 +230,27 @@ class HttpFacade:
             return Response(result.body, result.status, headers, media_type=result.mime)
 
         return answer
+
+    async def _ask_plugin(self, route: PluginRoute, request: Request) -> Any:
+        self._guard.check_origin(request.scope["headers"])  # for reading too: nobody knows what it does
+        user, _, _ = await self._guard.user_of(request.scope["headers"], any_key=route.any_key)
+        if user is None:
+            raise Fault("auth.required")
+        if request.method in CHANGING and self._dispatcher.draining:
+            raise Fault("draining", after_ms=1000)
+        limits = self._hub.limits
+        return await route.function(
+            RouteRequest(
+                user,
+                request.headers.get("sag-client", ""),
+                request.path_params,
+                dict(request.query_params),
+                dict(request.headers),
+                request.client.host if request.client else "",
+                lambda large: self._body(request, limits.body if large else limits.frame),
+                lambda: _gone(request),
+            )
+        )
 
     async def _sent(self, events: AsyncIterator[Sent]) -> AsyncIterator[bytes]:
         """Events as text, with comments while there are none, until they end or the hub goes down."""
@@ -394,6 +405,12 @@ def _no_method(allowed: set[str]) -> Answer:
         return response
 
     return answer
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has gone away; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _sse(sent: Sent) -> bytes:

@@ -54,14 +54,24 @@ async def stream(request):
             SEEN.append("ended")
     return Stream(events())
 
+async def rest(request):
+    if request.path["rest"] == "wrong/key":
+        raise Fault("model.unknown")
+    asked = await request.json(dict, large=True)
+    return {"rest": request.path["rest"], "user": request.user.id, "size": len(asked["x"])}
+
+def told(fault):
+    return Reply(fault.kind.encode(), "text/plain", fault.status)
+
 @hookimpl
 def register(hub):
     hub.add_route("POST /api/dice/{id}", roll)
     hub.add_route("GET /api/dice/{file}.svg", picture)
     hub.add_route("GET /api/fails", fails)
     hub.add_route("GET /api/stream", stream)
+    hub.add_route("POST /other/{rest:path}", rest, any_key=True, failed=told)
     hub.add_route("POST /api/dice/{other}", roll)
-    for wrong in ("", "GET", "GET api", "FETCH /a", "GET /a//b", "GET /a?b", "get /a"):
+    for wrong in ("GET /a/{b:path}/c", "", "GET", "GET api", "FETCH /a", "GET /a//b", "GET /a?b", "get /a"):
         try:
             hub.add_route(wrong, roll)
         except ValueError as e:
@@ -115,6 +125,26 @@ async def test_what_does_not_fit_is_told_with_its_status(hub: RunningHub) -> Non
         assert "secret" not in answer.text
 
 
+async def test_clients_of_others_may_send_any_key_and_are_told_faults_in_their_form(hub: RunningHub) -> None:
+    async with http(hub) as client:
+        for key in ("Bearer sk-anything", f"Bearer {hub.app.own_token}"):
+            headers = {"authorization": key}
+            answer = await client.post("/other/a%2Fb/c", json={"x": "y" * (2 << 20)}, headers=headers)
+            assert answer.json() == {"rest": "a/b/c", "user": "local", "size": 2 << 20}
+        for key in ("Bearer sag_revoked", "Basic eDp5"):
+            answer = await client.post("/other/a", json={"x": ""}, headers={"authorization": key})
+            assert (answer.status_code, answer.text) == (401, "auth.invalid")
+        answer = await client.post("/other/wrong/key", json={"x": ""})
+        assert (answer.status_code, answer.text, answer.headers["content-type"][:10]) == (
+            404, "model.unknown", "text/plain",
+        )  # fmt: skip
+    hub.app.guard._local = False
+    async with http(hub) as client:
+        answer = await client.post("/other/a", json={"x": ""}, headers={"authorization": "Bearer sk-anything"})
+        assert (answer.status_code, answer.text) == (401, "auth.invalid")
+        assert (await client.post("/other/a", json={"x": ""})).text == "auth.required"
+
+
 async def test_another_method_is_told_which_there_are(hub: RunningHub) -> None:
     async with http(hub) as client:
         answer = await client.put("/api/dice/d6", json={})
@@ -137,7 +167,7 @@ async def test_a_stream_is_kept_alive_and_ends_with_its_client(
     hub: RunningHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(facade, "KEEPALIVE_S", 0.05)
-    seen = hub.app.extensions.routes["GET /api/stream"].__globals__["SEEN"]
+    seen = hub.app.extensions.routes["GET /api/stream"].function.__globals__["SEEN"]
     async with http(hub) as client, client.stream("GET", "/api/stream?for=ever") as answer:
         text = ""
         async for piece in answer.aiter_text():
@@ -162,7 +192,7 @@ async def test_a_hub_that_goes_down_ends_its_streams(
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry_point])
     async with running_hub() as hub, http(hub) as client:
         reading = asyncio.create_task(client.get("/api/stream?for=ever"))
-        seen = hub.app.extensions.routes["GET /api/stream"].__globals__["SEEN"]
+        seen = hub.app.extensions.routes["GET /api/stream"].function.__globals__["SEEN"]
         await until(lambda: seen == ["begun"], "the stream")
         hub.app.http.close()
         assert (await reading).status_code == 200
@@ -173,6 +203,7 @@ async def test_a_route_that_is_taken_or_none_is_told(hub: RunningHub) -> None:
     (info,) = hub.app.host.plugins
     assert info.provides.routes == [
         "POST /api/dice/{id}", "GET /api/dice/{file}.svg", "GET /api/fails", "GET /api/stream",
+        "POST /other/{rest:path}",
     ]  # fmt: skip
     assert info.problems == ["route 'POST /api/dice/{other}' is left out: it is taken"]
-    assert len(info.notes) == 7
+    assert len(info.notes) == 8

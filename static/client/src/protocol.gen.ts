@@ -30,7 +30,9 @@ export type ErrorKind =
   | 'message.unknown'
   | 'kind.unknown'
   | 'model.unknown'
+  | 'bot.unknown'
   | 'generation.unknown'
+  | 'format.unknown'
   | 'tool.unknown'
   | 'connector.unknown'
   | 'file.unknown'
@@ -50,11 +52,18 @@ export type ErrorKind =
   | 'call.closed'
   | 'frame.large'
   | 'topic.later'
+  | 'import.large'
   | 'media.type'
   | 'config.invalid'
   | 'ask.invalid'
   | 'input.invalid'
+  | 'import.invalid'
+  | 'import.version'
+  | 'provider.unknown'
+  | 'toolchain.no_tool'
+  | 'toolchain.invalid'
   | 'topic.limit'
+  | 'run.rate'
   | 'run.queue'
   | 'inflight.limit'
   | 'connection.limit'
@@ -70,11 +79,15 @@ export type ErrorKind =
   | 'provider.context'
   | 'provider.refused'
   | 'provider.timeout'
+  | 'gateway.void'
   | 'outbound.large'
   | 'outbound.denied'
   | 'tool.error'
+  | 'toolchain.tool_failed'
   | 'draining'
   | 'plugin.failed'
+  | 'export.failed'
+  | 'export.timeout'
   | 'store.unavailable'
   | 'store.busy'
   | 'store.full';
@@ -265,10 +278,53 @@ export interface ConvPatch {
   patch: Json;
 }
 
+/** Its title; left out, the start of its first message becomes it. */
+export interface ConversationCreate {
+  title?: string;
+  key?: string | null;
+}
+
+/** A conversation in which nothing has been said; `at` says from which offset of its topic it is there. */
+export interface ConversationCreated {
+  conv: string;
+  at: Record<string, number>;
+}
+
 /** Which conversation. */
 export interface ConversationDelete {
   conv: string;
   key?: string | null;
+}
+
+/** Which conversation, in which format: `json`, or one that a plugin offers. */
+export interface ConversationExport {
+  conv: string;
+  /** Default `'json'`. */
+  format?: string;
+}
+
+/** A conversation as a file; as of a run. */
+export interface ConversationExported {
+  conv: string;
+  format: string;
+  mime: string;
+  name: string;
+  text?: string;
+  ref?: string;
+  notes?: string[];
+}
+
+/** An exported document, or the `ref` of an uploaded file that holds one. */
+export interface ConversationImport {
+  document?: Json | null;
+  ref?: string | null;
+  key?: string | null;
+}
+
+/** The new conversation, and from which offset it is visible whole. */
+export interface ConversationImported {
+  conv: string;
+  at: Record<string, number>;
 }
 
 /** A conversation as it is listed. Times in Unix ms. */
@@ -452,7 +508,7 @@ export interface InputPart {
   name?: string | null;
 }
 
-/** A run kind: what it is called, its config's defaults and JSON Schema. */
+/** A run kind: what it is called, the config of a run that says nothing, and the config's JSON Schema. */
 export interface KindInfo {
   name: string;
   title: string;
@@ -489,7 +545,10 @@ export interface LongPrice {
   cache_write?: number;
 }
 
-/** A user's message with its parts, or the beginning of an assistant's with none. */
+/**
+ * A user's message with its parts, or the beginning of an assistant's with none. Of one that is given back by an
+ * import, `model` and what follows it say what else `step.close` tells of a message.
+ */
 export interface MessageAdd {
   msg: string;
   role: 'assistant' | 'user';
@@ -500,6 +559,13 @@ export interface MessageAdd {
   by?: string | null;
   parent?: string | null;
   step?: number | null;
+  model?: string | null;
+  usage?: Usage | null;
+  finish?: string | null;
+  ms?: number | null;
+  request?: string | null;
+  error?: RunError | null;
+  notes?: string[] | null;
 }
 
 /** A message is gone. */
@@ -933,19 +999,25 @@ export interface RunError {
   retry?: boolean;
 }
 
-/** Which run, in which format. */
+/** Which run, in which format: `json`, or one that a plugin offers. */
 export interface RunExport {
   run: string;
   /** Default `'json'`. */
-  format?: 'json' | 'md';
+  format?: string;
 }
 
-/** The run's transcript; `text` holds the document. */
+/**
+ * A run as a file called `name`: its `text`, or where that is no text or too long, the `ref` of the kept file. `notes`
+ * say what the file does not show as it should.
+ */
 export interface RunExported {
   run: string;
   format: string;
   mime: string;
-  text: string;
+  name: string;
+  text?: string;
+  ref?: string;
+  notes?: string[];
 }
 
 /** A run as it is listed; `ts` is when it was accepted, Unix ms. */
@@ -1381,10 +1453,19 @@ export interface Operations {
   'config.get': { params: ConfigGet; result: ConfigView };
   /** Patch a scope's config; a run takes it up at its next step, or at once. */
   'config.patch': { params: ConfigPatch; result: Patched };
+  /** Make a conversation before anything is said in it; `run.start` without one makes it along with its run. */
+  'conversation.create': { params: ConversationCreate; result: ConversationCreated };
   /** Delete a conversation with all that is in it; its runs end first. */
   'conversation.delete': { params: ConversationDelete; result: Changed };
+  /** A conversation as a file; in the format `json` an import gives it back. */
+  'conversation.export': { params: ConversationExport; result: ConversationExported };
   /** A conversation as it is now. */
   'conversation.get': { params: ConversationRef; result: ConversationView };
+  /**
+   * Make a conversation of an exported one: the same messages, runs, tool calls and files under new ids. Everything in
+   * it is closed; a run that went on is `interrupted`.
+   */
+  'conversation.import': { params: ConversationImport; result: ConversationImported };
   /** The user's conversations. */
   'conversation.list': { params: ConversationList; result: ConversationListed };
   /** Rename a conversation. */
@@ -1417,7 +1498,7 @@ export interface Operations {
   'run.cancel': { params: RunCancel; result: RunCancelled };
   /** Let a paused run go on. */
   'run.continue': { params: RunPause; result: RunPaused };
-  /** A run's transcript as a document. */
+  /** A run as a file: the transcript so far, with its agents, tool calls, config changes and usage. */
   'run.export': { params: RunExport; result: RunExported };
   /** A run's object. */
   'run.get': { params: RunRef; result: RunView };

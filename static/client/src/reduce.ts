@@ -4,7 +4,7 @@
  * Pure: no clock, no network, no topic bookkeeping. A reducer changes the state that it is given in place and never an
  * event's data, which stays the caller's. The server folds by the same rules; `tests/transcripts` holds both to them.
  */
-import type { ClientState, ConfigChange, ConvState, HubState, Message, Part, RunState, ToolState, Usage, UserState } from './shapes';
+import type { Asked, ClientState, ConfigChange, ConvState, HubState, Message, Part, RunState, ToolState, Usage, UserState } from './shapes';
 
 type Json = Record<string, any>;
 
@@ -66,6 +66,8 @@ function addUsage(total: Usage, step: unknown): Usage {
 
 /** So many of the newest patches of a run its object tells. */
 const CHANGES = 200;
+/** And so many of the newest questions. */
+const ASKED = 200;
 
 export function emptyConv(id: string): ConvState {
   return { conv: { id, config: {}, rev: 1 }, messages: [], runs: {}, tools: {}, asks: {} };
@@ -190,12 +192,19 @@ const convFold: Fold<ConvState> = {
   },
   'ask.open'(state, d) {
     state.asks[d.ask] = without(d, 'ask');
+    const run = state.runs[d.run];
+    if (!run) return;
+    const given = (['ask', 'kind', 'title', 'name', 'call', 'ts'] as const).filter((member) => isGiven(d[member]));
+    run.asked = [...(run.asked ?? []), Object.fromEntries(given.map((member) => [member, d[member]])) as unknown as Asked].slice(-ASKED);
   },
   'ask.close'(state, d) {
-    const call = state.asks[d.ask]?.call;
+    const ask = state.asks[d.ask];
+    if (!ask) return;
     delete state.asks[d.ask];
-    const tool = call === undefined ? undefined : state.tools[call];
+    const tool = ask.call === undefined ? undefined : state.tools[ask.call];
     if (tool && isGiven(d.args)) tool.args = d.args;
+    const run = state.runs[ask.run];
+    if (run?.asked) run.asked = run.asked.map((one) => (one.ask === d.ask ? { ...one, choice: d.choice, by: d.by } : one));
   },
   config(state, d) {
     const holder = String(d.scope).startsWith('conv:') ? state.conv : runOfScope(state, d.scope);

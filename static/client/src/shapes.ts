@@ -125,6 +125,21 @@ export interface ConfigChange {
   step: number;
 }
 
+/** A question of a run, and how it was settled: `by` is null where no person did it. */
+export interface Asked {
+  ask: string;
+  kind: string;
+  title: string;
+  /** What the run's kind calls it. */
+  name?: string;
+  /** The tool call that it is about. */
+  call?: string;
+  ts: number;
+  /** Left out while it is open. */
+  choice?: string | null;
+  by?: string | null;
+}
+
 export interface RunState {
   kind: string;
   by?: string | null;
@@ -142,6 +157,8 @@ export interface RunState {
   titles?: Record<string, string>;
   /** The patches of its config, the newest 200. */
   changes?: ConfigChange[];
+  /** What people were asked, the newest 200. */
+  asked?: Asked[];
   /** It is to hold before its next step. */
   paused?: boolean;
   rev: number;
