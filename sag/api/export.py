@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from sag.engine.config import defaults, fitting, layered, validate
 from sag.engine.engine import Engine
-from sag.engine.export import file_refs, make_document, redact
+from sag.engine.export import MIME, file_refs, make_document, redact
 from sag.engine.restore import Restored, parse, restore
 from sag.errors import Fault
 from sag.hooks.hub import ExportedFile, Rendered
@@ -39,6 +39,7 @@ THREADS = 2
 ANSWER_ROOM = 2048  # bytes of a frame around a result
 FILE_ROOM = 1024  # bytes of a document around a file's data
 NAME = 60
+READ = 1 << 20  # bytes of a log at a time
 SLICE = 500  # events between which others have their turn, some 5 ms
 
 
@@ -132,10 +133,12 @@ class Exports:
             Fault: conv.unknown, format.unknown, export.failed, export.timeout.
         """
         try:
-            topic, run = await self._engine.run_topic(user, id), id
-        except Fault:
+            topic = await self._engine.run_topic(user, id)
+        except Fault as e:
+            if e.kind != "run.unknown":
+                raise
             return await self._make(user, await self._engine.topic(user, id), None, format)
-        return await self._make(user, topic, run, format)
+        return await self._make(user, topic, id, format)
 
     async def _make(self, user: User, topic: Topic, run: str | None, format: str) -> ExportedFile:
         exporter = self._engine.extensions.exporters.get(format)
@@ -182,12 +185,30 @@ class Exports:
     # the document
 
     async def _document(self, user: User, topic: Topic, run: str | None) -> Json:
-        text = await topic.shown(lambda: encode(topic.state))
-        document = await self._in_thread(lambda: make_document(msgspec.json.decode(text), now_ms(), run))
+        off, text = await topic.shown(lambda: (topic.tip, encode(topic.state)))
+        settled = await self._settled(topic, off)
+        document = await self._in_thread(lambda: make_document(msgspec.json.decode(text), now_ms(), run, settled))
         if run is not None:
             document = {**self._of_kind(document["runs"][run]), **document}
         document["files"] = await self._files(user, document)
         return document
+
+    async def _settled(self, topic: Topic, upto: int) -> Json:
+        """The questions that are closed, as far as the topic's log still has them; the state has none of them."""
+        opened: Json = {}
+        settled: Json = {}
+        after = topic.first - 1
+        while after < upto and (entries := await self._engine.topics.journal.read(topic.tid, after, upto, READ)):
+            after = entries[-1].off
+            for entry in entries:
+                if entry.name in ("ask.open", "ask.close"):
+                    d = msgspec.json.decode(entry.body)
+                    ask = d.pop("ask")
+                    if entry.name == "ask.open":
+                        opened[ask] = d
+                    elif ask in opened:
+                        settled[ask] = {**opened[ask], "outcome": d}
+        return settled
 
     def _of_kind(self, object: Json) -> Json:
         """What the run's kind adds to its export."""
@@ -204,20 +225,24 @@ class Exports:
 
     async def _files(self, user: User, document: Json) -> Json:
         """The files that a document names, with their data as long as it all fits a body."""
-        room = self._limits.body - len(msgspec.json.format(encode(document)))
         files: Json = {}
-        for ref, told in file_refs(document).items():
+        refs = file_refs(document)
+        if not refs:
+            return files
+        room = self._limits.body - await self._in_thread(lambda: len(msgspec.json.format(encode(document))))
+        for ref, told in refs.items():
             room -= FILE_ROOM
             try:
                 blob = await self._engine.blobs.info(user.id, ref)
-                files[ref] = {"mime": blob.mime, "name": blob.name, "size": blob.size}
+                mime = blob.mime if re.search(MIME, blob.mime) else "application/octet-stream"
+                files[ref] = {"mime": mime, "name": blob.name[:200], "size": blob.size}
                 if (size := -(-blob.size // 3) * 4) <= room:
                     _, data = await self._engine.blobs.get(user.id, ref)
                     files[ref]["data"] = base64.b64encode(data).decode()
                     room -= size
             except Fault as e:
                 log.warning("file %s is left out of an export: %s", ref, e.message)
-                files.setdefault(ref, told)
+                files.setdefault(ref, {k: v[:200] for k, v in told.items() if k == "name" or re.search(MIME, v)})
         return files
 
     async def _place(self, user: User, made: ExportedFile) -> tuple[str | None, str | None]:

@@ -20,10 +20,11 @@ Json = dict[str, Any]
 
 FORMAT = "sag.conversation"
 VERSION = 1
+MIME = r"^[\x20-\x7e]{0,200}$"
 DEEPEST = 100  # levels of a document
 
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-Name = Annotated[str, Meta(max_length=500)]
+Name = Annotated[str, Meta(max_length=20_000)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Dollars = Annotated[float, Meta(ge=0)]
 
@@ -61,7 +62,7 @@ class ExportedError(_Strict):
     """Why a run or a step failed."""
 
     kind: Name
-    message: Annotated[str, Meta(max_length=20_000)]
+    message: Name
     retry: bool = False
 
 
@@ -163,10 +164,36 @@ class ExportedTool(_Strict):
     ref: Id | None = None
 
 
+class ExportedOutcome(_Strict):
+    """How a question was settled; `by` is null where no person did it."""
+
+    by: Name | None
+    choice: Name | None
+    client: Name | None = None
+    why: Literal["expired", "run"] | None = None
+    args: Json | None = None
+    data: Json | None = None
+
+
+class ExportedAsk(_Strict):
+    """A question to a person; one without `outcome` is open. What was shown beside it is not exported."""
+
+    run: Id
+    kind: Literal["approval", "form", "url", "choice"]
+    title: Name
+    ts: Count
+    options: Annotated[list[Name], Meta(max_length=1000)] = []
+    expires_at: Count = 0
+    on_expiry: Name = ""
+    call: Id | None = None
+    name: Name | None = None
+    outcome: ExportedOutcome | None = None
+
+
 class ExportedFile(_Strict):
     """A file that messages or results name; without `data`, in base64, where it is gone or did not fit."""
 
-    mime: Annotated[str, Meta(pattern=r"^[\x20-\x7e]{0,200}$")] = ""
+    mime: Annotated[str, Meta(pattern=MIME)] = ""
     name: Annotated[str, Meta(max_length=200)] = ""
     size: Count | None = None
     data: str | None = None
@@ -179,7 +206,7 @@ class Document(Struct, kw_only=True):
         format, version: `sag.conversation`, 1.
         exported_at: Unix ms.
         conversation, messages, runs, tools: As in the snapshot of `conv:<id>` (protocol section 4).
-        asks: The questions that are open.
+        asks: Questions: those that are open, and those of which the topic's log still tells.
         files: By the `ref` that names them.
         id: The run's, where one run was exported; there are then `status`, `error_message` and members of the run's
             kind besides.
@@ -192,7 +219,7 @@ class Document(Struct, kw_only=True):
     runs: dict[Id, ExportedRun]
     tools: dict[Id, ExportedTool] = {}
     files: dict[Id, ExportedFile] = {}
-    asks: Json = {}
+    asks: dict[Id, ExportedAsk] = {}
     exported_at: Count = 0
     id: str | None = None
 
@@ -208,15 +235,17 @@ OUTSIDE = {
 """A run's status in outside words."""
 
 
-def make_document(state: Json, now: int, run: str | None = None) -> Json:
+def make_document(state: Json, now: int, run: str | None = None, settled: Json | None = None) -> Json:
     """The document of a conversation, without its files.
 
     Args:
         state: The conversation's state; the document shares nothing with it that it changes.
         now: Unix ms.
         run: Leave out what does not belong to this run.
+        settled: Questions that are closed, by id, as they were opened and with their `outcome`.
     """
     state = _clean(state)
+    asks: Json = _clean(settled or {}) | state["asks"]
     messages = [m for m in state["messages"] if run is None or m.get("run") == run]
     kept = {m["msg"] for m in messages}
     out: Json = {
@@ -227,7 +256,7 @@ def make_document(state: Json, now: int, run: str | None = None) -> Json:
         "runs": {id: _run(r) for id, r in state["runs"].items() if run in (None, id)},
         "messages": [_message(m, kept) for m in messages],
         "tools": {id: _known(t, ExportedTool) for id, t in state["tools"].items() if run in (None, t["run"])},
-        "asks": {id: a for id, a in state["asks"].items() if run in (None, a["run"])},
+        "asks": {id: _known(a, ExportedAsk) for id, a in asks.items() if run in (None, a["run"])},
     }
     if run is not None:
         object = state["runs"][run]

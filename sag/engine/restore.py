@@ -19,6 +19,7 @@ from sag.engine.export import (
     FORMAT,
     VERSION,
     Document,
+    ExportedAsk,
     ExportedError,
     ExportedMessage,
     ExportedPart,
@@ -30,6 +31,8 @@ from sag.engine.export import (
 from sag.errors import Fault
 from sag.ops.dispatch import DECODE_ERRORS, params_fault
 from sag.schema.events import (
+    AskClose,
+    AskOpen,
     ConfigPatched,
     ConvPatch,
     Event,
@@ -131,6 +134,12 @@ def _check_names(document: Document) -> None:
     Raises:
         Fault: import.invalid.
     """
+    places = {"runs": document.runs, "tools": document.tools, "files": document.files, "asks": document.asks}
+    used = {document.conversation.id} | {message.msg for message in document.messages}
+    for place, things in places.items():
+        if twice := next((id for id in things if id in used), None):
+            raise _invalid(f"$.{place}.{twice}", f"Something else has the id {twice!r}.")
+        used |= things.keys()
     before: set[str] = set()
     for call, tool in document.tools.items():
         path = f"$.tools.{call}"
@@ -142,6 +151,10 @@ def _check_names(document: Document) -> None:
         for item in content_refs(tool.result):
             _check_there(item["ref"], document.files, f"{path}.result.content")
         before.add(call)
+    for id, ask in document.asks.items():
+        _check_there(ask.run, document.runs, f"$.asks.{id}.run")
+        if ask.call is not None:
+            _check_there(ask.call, document.tools, f"$.asks.{id}.call")
     seen: set[str] = set()
     parts: set[int] = set()
     for i, message in enumerate(document.messages):
@@ -203,7 +216,7 @@ class _Telling:
         self._document, self._user, self._now, self._frame = document, user, now, frame
         self._conv = new_id("c")
         self._ids = {document.conversation.id: self._conv}
-        for prefix, names in (("r", document.runs), ("k", document.tools), ("f", document.files)):
+        for prefix, names in (("r", document.runs), ("k", document.tools), ("a", document.asks), ("f", document.files)):
             self._ids |= {id: new_id(prefix) for id in names}
         self._ids |= {message.msg: new_id("m") for message in document.messages}
         for message in document.messages:  # calls that a model wrote and nobody made
@@ -227,6 +240,8 @@ class _Telling:
             self._add(f"$.messages[{i}]", *self._said(message))
         for call, tool in document.tools.items():
             self._add(f"$.tools.{call}", *self._called(call, tool))
+        for id, ask in document.asks.items():
+            self._add(f"$.asks.{id}", *self._asked(id, ask))
         for id, run in document.runs.items():
             self._add(f"$.runs.{id}", *self._ended(id, run))
         kind = next(reversed(document.runs.values())).kind if document.runs else "chat"
@@ -344,6 +359,29 @@ class _Telling:
         yield ToolClose(
             id, status, tool.ms or 0, self._mapped(tool.result), self._mapped(tool.error), self._new(tool.ref)
         )
+
+    # asks
+
+    def _asked(self, id: str, ask: ExportedAsk) -> Iterator[Event]:
+        run, call = self._ids[ask.run], self._new(ask.call)
+        yield AskOpen(
+            self._ids[id],
+            run,
+            ask.kind,
+            ask.title,
+            ask.options,
+            ask.expires_at,
+            ask.on_expiry,
+            ask.ts,
+            call,
+            name=ask.name,
+        )
+        if (outcome := ask.outcome) is None:
+            yield AskClose(self._ids[id], None, None, why="run")
+            return
+        by = self._user if outcome.by is not None else None
+        args, data = self._mapped(outcome.args), self._mapped(outcome.data)
+        yield AskClose(self._ids[id], by, outcome.choice, outcome.client, outcome.why, args, data)
 
     # files
 

@@ -169,11 +169,12 @@ async def kill_and_resume(hub: Hub, client: Client, cast: Cast, whole: Seen, kil
     shown = Seen(view, run)
     await hub.restart()
     await client.online.wait()
-    await until(lambda: view.run(run).get("status") not in ("running", "queued", None), "what became of the run")
-    was_interrupted = bool(view.run(run)["status"] == "interrupted")
+    left = (await hub.rpc("run.get", {"run": run}))["object"]["status"]  # the client may not have been told yet
+    assert left in ("interrupted", "waiting", "running", "done"), left  # one that waited may have been answered
+    was_interrupted = bool(left == "interrupted")
     if was_interrupted:
         await client.sure("run.resume", run=run)
-    await until(lambda: view.run(run)["status"] == "done", f"the end of {view.run(run)}")
+    await until(lambda: view.run(run).get("status") == "done", f"the end of {run}, which was {left}")
     now = Seen(view, run)
     for id, tool in shown.tools.items():
         if tool["status"] not in ("running", "lost"):
