@@ -134,7 +134,12 @@ def _check_names(document: Document) -> None:
     Raises:
         Fault: import.invalid.
     """
-    places = {"runs": document.runs, "tools": document.tools, "files": document.files, "asks": document.asks}
+    places: dict[str, dict[str, Any]] = {
+        "runs": document.runs,
+        "tools": document.tools,
+        "files": document.files,
+        "asks": document.asks,
+    }
     used = {document.conversation.id} | {message.msg for message in document.messages}
     for place, things in places.items():
         if twice := next((id for id in things if id in used), None):

@@ -361,6 +361,8 @@ async def record(app: App) -> Client:
     await client.ask("message.list", conv=conv)
     await client.ask("run.get", run=started["run"])
     await client.ask("run.export", run=started["run"], format="md")
+    exported = (await client.ask("conversation.export", conv=conv))["result"]
+    await client.ask("conversation.import", document=json.loads(exported["text"]))
     await client.ask("token.new", name="hall", expires_s=3600)
     await client.ask("topic.subscribe", topic="hub")
     await client.ask("topic.unsubscribe", topic="hub")
