@@ -215,6 +215,7 @@ class Transaction:
         self._topics = topics
         self._unit = Unit()
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._handed: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
         self._touched: dict[Topic, int] = {}
@@ -280,6 +281,10 @@ class Transaction:
         """Add rows to write."""
         self._unit.writes.extend(writes)
 
+    def handed(self, call: Callable[[], None]) -> None:
+        """Call when it is with the journal: what is submitted from then on is kept after it or not at all."""
+        self._handed.append(call)
+
     def after(self, call: Callable[[], None]) -> None:
         """Call when the commit is done; not called when it fails."""
         self._after.append(call)
@@ -304,6 +309,8 @@ class Transaction:
         self._size = sum([len(entry.body) for _, entry in unit.events])
         self._topics.backlog.add(self._size)
         self._topics.journal.submit(unit)
+        for call in self._handed:
+            call()
         return self._future
 
     def _done(self, fault: Fault | None) -> None:
