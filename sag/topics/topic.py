@@ -332,10 +332,7 @@ class Transaction:
             call()
         if self._unit.writes:
             self._topics.kept(self._unit.writes)
-        for topic, off in self._touched.items():
-            topic._committed(off)
-            if topic.tip == topic.head > topic._snap_off + SNAPSHOT_EVERY:
-                self._topics.keep_snapshot(topic)
+        self._topics.show(self._touched)
         if not future.done():
             future.set_result(None)
 
@@ -366,6 +363,7 @@ class Topics:
         self._loading: dict[tuple[str, str], asyncio.Future[Topic | None]] = {}
         self._absent: set[tuple[str, str]] = set()
         self._dirty: dict[Topic, None] = {}
+        self._fresh: dict[Topic, int] = {}
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -536,6 +534,25 @@ class Topics:
             self.flush_deltas(topic, tx)
         if not tx.empty:
             tx.submit()
+
+    # telling
+
+    def show(self, committed: dict[Topic, int]) -> None:
+        """Let topics' readers have what was committed, as far as an offset of each.
+
+        What one commit of the journal kept goes out together, in the next turn of the loop: before whoever waits for a
+        transaction goes on, and in one frame for each reader, whose way through the kernel costs most of all.
+        """
+        if not self._fresh:
+            asyncio.get_running_loop().call_soon(self._show)
+        self._fresh |= committed
+
+    def _show(self) -> None:
+        fresh, self._fresh = self._fresh, {}
+        for topic, off in fresh.items():
+            topic._committed(off)
+            if topic.tip == topic.head > topic._snap_off + SNAPSHOT_EVERY:
+                self.keep_snapshot(topic)
 
     # trouble, keeping and deleting
 
