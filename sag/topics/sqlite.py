@@ -84,6 +84,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "usage": ("day", "owner", "run", "step"),
 }
 
+# Columns that a row keeps: what is written again, be it the same, is written in its indexes too.
+FIXED: dict[str, tuple[str, ...]] = {"run": ("owner", "conv", "kind", "ts")}
+
 
 def boot_id() -> str:
     """What tells this boot of the machine from another; "" where the system does not say."""
@@ -307,7 +310,7 @@ class SqliteJournal:
 
     def _put_sql(self, table: str, columns: tuple[str, ...]) -> str:
         keys = KEYS[table]
-        rest = [c for c in columns if c not in keys]
+        rest = [c for c in columns if c not in keys and c not in FIXED.get(table, ())]
         update = f"UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in rest)}" if rest else "NOTHING"
         if missing := [k for k in keys if k not in columns]:
             raise Fault("rpc.internal", f"{table}: {missing} missing")
