@@ -34,7 +34,7 @@ def legal_name(name: str, connector: str = "") -> str:
     One that had to be changed, or that could be another connector's tool as well, ends in its own digest.
     """
     whole = _whole(name, connector)
-    legal = _plain(whole)
+    legal = plain_name(name, connector)
     parted = whole.find("__"), whole.rfind("__")  # once between connector and name, and nowhere else
     if legal == whole and 0 < len(legal) <= 64 and parted == ((len(connector),) * 2 if connector else (-1, -1)):
         return legal
@@ -46,8 +46,10 @@ def _whole(name: str, connector: str) -> str:
     return f"{connector}__{name}" if connector else name
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)
+@lru_cache(4096)
+def plain_name(name: str, connector: str = "") -> str:
+    """A name of legal characters, which another tool may have too."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", _whole(name, connector))
 
 
 def is_on(tool: Tool, switched: Mapping[str, bool]) -> bool:
@@ -69,10 +71,11 @@ class Toolbox:
         self._by_key: dict[str, Tool] = {}
         self._by_plain: dict[str, Tool | None] = {}
         for tool in (*tools, *(source.tools.values() if source is not None else ())):
-            if is_on(tool, switched) and tool.key not in self._by_key:
+            key = tool.key
+            if key not in self._by_key and is_on(tool, switched):
                 self._by_legal.setdefault(legal_name(tool.name, tool.connector), tool)
-                self._by_key[tool.key] = tool
-                plain = _plain(_whole(tool.name, tool.connector))
+                self._by_key[key] = tool
+                plain = plain_name(tool.name, tool.connector)
                 self._by_plain[plain] = None if plain in self._by_plain else tool
 
     def specs(self) -> list[ToolSpec]:
