@@ -84,7 +84,8 @@ def layered(*documents: Json) -> Json:
     """The merge of layers, the lowest first."""
     out: Json = {}
     for document in documents:
-        out = merge_patch(out, document)
+        if document:
+            out = merge_patch(out, document)
     return out
 
 

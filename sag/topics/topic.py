@@ -249,12 +249,12 @@ class Transaction:
         if key_member is not None:
             key = str(d[key_member])
         ts = now_ms()
-        self.touch(topic)
+        if topic.birth is not None:
+            self.touch(topic)
         entry = topic._append(name, key, ts, body, d)
         self._unit.events.append((topic.tid, entry))
         self._touched[topic] = entry.off
-        for write in self._topics.project(topic, name, d, ts):
-            self._unit.writes.append(write)
+        self._unit.writes.extend(self._topics.project(topic, name, d, ts))
         return entry.off
 
     def _abandon(self, fault: Fault) -> None:
