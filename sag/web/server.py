@@ -103,11 +103,11 @@ class OutgoingSocket:
         self.sink: Any = None
         protocol.sink = self
 
-    def write(self, frame: bytes) -> None:
+    def write(self, *frames: bytes) -> None:
         if self._transport.is_closing():  # uvloop would raise, into the commit that is being told to everybody
             self.writable = False
             return
-        self._transport.write(frame)
+        self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def paused(self) -> None:
         self.writable = False
@@ -161,11 +161,12 @@ class AsgiSocket:
         self._size = 0
         self._task: asyncio.Task[None] | None = None
 
-    def write(self, frame: bytes) -> None:
-        n = frame[1]
-        text = frame[2:] if n < 126 else frame[4:] if n == 126 else frame[10:]
-        self._size += len(text)
-        self._put({"type": "websocket.send", "text": text.decode()})
+    def write(self, *frames: bytes) -> None:
+        for frame in frames:
+            n = frame[1]
+            text = frame[2:] if n < 126 else frame[4:] if n == 126 else frame[10:]
+            self._size += len(text)
+            self._put({"type": "websocket.send", "text": text.decode()})
 
     def _put(self, message: Any) -> asyncio.Task[None]:
         self._waiting.append(message)
