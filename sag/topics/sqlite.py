@@ -28,6 +28,7 @@ from sag.topics.merge import Entry
 
 log = logging.getLogger("sag.topics")
 GROUP = 500
+CHECKPOINT = 4000  # pages of the log, 16 MiB; SQLite's own 1000 write the same tips of tables and indexes more often
 T = TypeVar("T")
 
 # One script for each version of the schema, in order. A script that was released is never changed.
@@ -153,6 +154,8 @@ class SqliteJournal:
             db.execute("PRAGMA query_only=1")
             db.execute("PRAGMA wal_autocheckpoint=0")
             db.execute("PRAGMA cache_size=-1024")
+        else:
+            db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT}")
         return db
 
     def _migrate(self) -> None:
