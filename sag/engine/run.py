@@ -264,7 +264,7 @@ class Run:
                 await self.emit(*events)
                 self._restart = False
                 work = self._round(number, msg, writer, name, provider, request, config)
-                self._model_call = asyncio.ensure_future(work)
+                self._model_call = asyncio.create_task(work)
                 try:
                     return await self._model_call
                 finally:

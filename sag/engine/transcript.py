@@ -114,7 +114,10 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str, str], str], cut
 
 def is_cut(message: Json) -> bool:
     """Whether what the model said was cut; what a tool wrote while it worked is not the model's."""
-    return any(p.get("partial") or p["open"] for p in message["parts"] if p["kind"] != "tool_output")
+    for part in message["parts"]:  # of every message of the conversation, in each step
+        if (part["open"] or part.get("partial")) and part["kind"] != "tool_output":
+            return True
+    return False
 
 
 def _files(tool: Json) -> list[Part]:

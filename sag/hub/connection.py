@@ -240,8 +240,7 @@ class Connection:
     # requests
 
     def _start(self, id: Any, method: str, params: bytes) -> None:
-        task = asyncio.ensure_future(self._serve(id, method, params))
-        self.answering[id] = task
+        self.answering[id] = asyncio.create_task(self._serve(id, method, params))
 
     async def _serve(self, id: Any, method: str, params: bytes) -> None:
         activate: Subscription | None = None
