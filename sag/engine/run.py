@@ -24,7 +24,7 @@ from sag.engine.context import CallContext
 from sag.engine.ends import RunEnded, RunLimit, ToolLost
 from sag.engine.fitting import Count, count, fit_files, fit_length, less, room
 from sag.engine.models import make_request
-from sag.engine.toolbox import Toolbox, ToolSource, legal_name
+from sag.engine.toolbox import Toolbox, ToolSource, common_box, legal_name
 from sag.engine.writer import Ear, PartWriter
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
@@ -306,7 +306,10 @@ class Run:
         if self._offered is None:
             await self._engine.extensions.connectors.settle(CONNECT_S)
             self._offered = self._engine.extensions.offered()
-        return Toolbox(self._offered, self.source, self.config().tools)
+        switched = self.config().tools
+        if self.source is None or not self.source.tools:
+            return common_box(tuple(self._offered), tuple(switched.items()))
+        return Toolbox(self._offered, self.source, switched)
 
     def tool(self, key: str) -> Tool | None:
         """A tool that the run is offered, switched on or not, by its key."""

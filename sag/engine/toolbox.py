@@ -70,6 +70,7 @@ class Toolbox:
         self._by_legal: dict[str, Tool] = {}
         self._by_key: dict[str, Tool] = {}
         self._by_plain: dict[str, Tool | None] = {}
+        self._specs: list[ToolSpec] | None = None
         for tool in (*tools, *(source.tools.values() if source is not None else ())):
             key = tool.key
             if key not in self._by_key and is_on(tool, switched):
@@ -80,8 +81,16 @@ class Toolbox:
 
     def specs(self) -> list[ToolSpec]:
         """What the model is offered."""
-        return [ToolSpec(legal, t.description, t.input) for legal, t in self._by_legal.items()]
+        if self._specs is None:
+            self._specs = [ToolSpec(legal, t.description, t.input) for legal, t in self._by_legal.items()]
+        return list(self._specs)
 
     def find(self, name: str) -> Tool | None:
         """A tool by the name that a model used, by its key, or by a name without the digest that is no other's."""
         return self._by_legal.get(name) or self._by_key.get(name) or self._by_plain.get(name)
+
+
+@lru_cache(4)
+def common_box(tools: tuple[Tool, ...], switched: tuple[tuple[str, bool], ...]) -> Toolbox:
+    """The toolbox of a run whose session brings nothing: most runs have the same one, step after step."""
+    return Toolbox(tools, None, dict(switched))
