@@ -28,6 +28,7 @@ from starlette.routing import WebSocketRoute
 from sag import __version__
 from sag.api.config import Config
 from sag.api.conversations import Conversations
+from sag.api.export import Exports
 from sag.api.models import Catalogue, shown_models
 from sag.api.runs import Runs
 from sag.api.system import System
@@ -42,8 +43,8 @@ from sag.errors import Fault, StartError
 from sag.hooks.connector import Connector
 from sag.hooks.connectors import shown_tool
 from sag.hooks.host import Extensions, PluginHost
-from sag.hooks.hub import ModelPlace, Services
-from sag.hooks.provider import HttpProvider, Model
+from sag.hooks.hub import ExportedFile, ModelPlace, Services
+from sag.hooks.provider import HttpProvider, Model, Provider
 from sag.hooks.tool import Policy, Tool
 from sag.hooks.watchdog import Watchdog
 from sag.hub.connection import Auth, HelloParams, SubscribeParams, UnsubscribeParams
@@ -125,6 +126,8 @@ class App:
         )
         self.registry.add_all(Runs(self.engine, self.journal))
         self.registry.add_all(Conversations(self.engine, self.journal, hub.limits.frame))
+        self.exports = Exports(self.engine, hub.limits)
+        self.registry.add_all(self.exports)
         self.registry.add_all(Config(self.engine))
         self.registry.add_all(Catalogue(self.engine))
         self.registry.add_all(Usages(self.engine, self.journal))
@@ -135,6 +138,7 @@ class App:
         self.extensions.connectors.on_change = lambda: self._announce()
         self.http = HttpFacade(self.hub, self.dispatcher, self.guard, self.blobs, self.health, self.schema)
         self.http.mounts = self.extensions.mounts
+        self.http.plugin_routes = self.extensions.routes
         self.watchdog = Watchdog(self.host.owner, self.host.stalled)
         self._announcing: asyncio.Task[None] | None = None
         self._again = False
@@ -345,7 +349,7 @@ def declared() -> Declared:
     from sag.ops import export
 
     registry = Registry()
-    for area in (Runs, Conversations, Config, Catalogue, Usages, Tools, System):
+    for area in (Runs, Conversations, Exports, Config, Catalogue, Usages, Tools, System):
         registry.add_all(object.__new__(area))  # a declaration needs no parts behind it
     socket = export.socket_operations(HelloParams, SubscribeParams, UnsubscribeParams, Subscribed, Auth)
     return export.declared(registry, __version__, socket)
@@ -405,7 +409,7 @@ class PluginServices(Services):
         return dict(msgspec.json.decode(await found.shown(lambda: msgspec.json.encode(found.state))))
 
     async def patch(self, user: User, scope: str, patch: Json) -> Json:
-        return await self._app.engine.patch_as(user, "", scope, patch)
+        return await self._app.engine.scopes.patch_as(user, "", scope, patch)
 
     async def call(self, user: User, client: str, method: str, params: Json) -> Any:
         app = self._app
@@ -417,6 +421,14 @@ class PluginServices(Services):
 
     async def start_run(self, user: User, params: Json) -> Json:
         return dict(await self.call(user, "", "run.start", params))
+
+    async def export(self, user: User, id: str, format: str) -> ExportedFile:
+        return await self._app.exports.make(user, id, format)
+
+    async def keep_file(self, owner: str, data: bytes, mime: str, name: str) -> str:
+        if len(data) > (most := self._app.settings.hub.limits.body):
+            raise Fault("frame.large", f"The file is larger than {most} bytes.")
+        return (await self._app.blobs.put(owner, data, mime, name)).ref
 
     async def secret_get(self, space: str, key: str) -> str | None:
         return await self._app.secrets.get(space, key)
@@ -439,12 +451,14 @@ class PluginServices(Services):
         return self._app.extensions.offered()
 
     async def decide(self, user: User, client: str, tool: Tool) -> Policy:
-        return (await self._app.engine.verdict(user, client, tool)).policy
+        return (await self._app.engine.scopes.verdict(user, client, tool)).policy
 
     def where(self, model: str | None) -> ModelPlace:
         _, provider, id = self._app.engine.models.resolve(model)
-        url = urlsplit(str(getattr(provider, "base_url", "")))
-        return ModelPlace(provider.name, id, url._replace(netloc=url.netloc.rpartition("@")[2]).geturl())
+        return ModelPlace(provider.name, id, _address(provider))
+
+    def providers(self) -> Mapping[str, str]:
+        return {name: _address(provider) for name, provider in self._app.extensions.providers.items()}
 
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         self._app.extensions.set_models(provider, models)
@@ -455,6 +469,12 @@ class PluginServices(Services):
 
     def http(self, trusted: bool) -> httpx.AsyncClient:
         return self._app.outbound.client(trusted=trusted)
+
+
+def _address(provider: Provider) -> str:
+    """Where a provider's vendor is, without credentials; "" where it has no address."""
+    url = urlsplit(str(getattr(provider, "base_url", "")))
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
 
 def differences(now: Json, wanted: Json) -> Json:

@@ -37,6 +37,8 @@ HELP = """\
 /set              show the settings              /model NAME   choose a model
 /models           which there are                /stop         stop the run (as Ctrl-C does)
 /steer TEXT       say something to the run       /resume       go on with an interrupted run
+/pause, /continue hold the run before its next step, let it go on
+/kind NAME        how the next runs proceed      /kinds        which ways there are
 /new              begin a new conversation       /list, /open ID   the others
 /tools            the tools, and what is decided of each
 /tools NAME auto  let calls of a tool or a connector go ahead (auto), ask first (ask) or refuse them (deny); forget
@@ -51,6 +53,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--url", help="the hub's address (default: the one that runs on this machine)")
     parser.add_argument("--token", help="a token (default: SAG_TOKEN, else the running hub's own)")
     parser.add_argument("--data", metavar="DIR", help="the data folder of the hub on this machine")
+    parser.add_argument(
+        "--kind", metavar="NAME", help="how the run proceeds: chat, plan … (default: as the last, else chat)"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--conv", metavar="ID", help="go on with a conversation")
     which.add_argument("--new", action="store_true", help="begin a new conversation (the default)")
@@ -75,7 +80,7 @@ async def _main(args: argparse.Namespace) -> int:
     screen = Screen(sys.stdout, sys.stderr if message else sys.stdout, os.environ)
     chat = Chat(screen, person=sys.stdin.isatty() and screen.tty, talking=not message)
     async with Client(address, "cli", caps={"ask": ["approval", "form", "url"]}, on_status=chat.status) as client:
-        chat.client = client
+        chat.client, chat.kind = client, args.kind
         with contextlib.suppress(NotImplementedError):  # where loops take no signal handlers, Ctrl-C ends the program
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, chat.interrupted)
         if args.conv:
@@ -92,6 +97,7 @@ class Chat:
         client: The connection.
         person: Whether somebody sits there who can answer.
         talking: Whether lines are read as messages; else one message was given on the command line.
+        kind: Of which kind the next runs are; None leaves it to the conversation.
         lines: What was typed; None at the end of the input.
     """
 
@@ -100,6 +106,7 @@ class Chat:
     def __init__(self, screen: Screen, person: bool, talking: bool) -> None:
         self.screen, self.person, self.talking = screen, person, talking
         self.lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self.kind: str | None = None
         self._topic: Topic | None = None
         self._follower: asyncio.Task[None] | None = None
         self._config: Json = {}  # for the first message of a new conversation
@@ -205,6 +212,8 @@ class Chat:
             params["conv"] = self._topic.name[5:]
         elif self._config:
             params["config"] = self._config
+        if self.kind is not None:
+            params["kind"] = self.kind
         self._said.append(text)
         try:
             started = await self.client.call("run.start", params)
@@ -385,6 +394,32 @@ class Chat:
         self._seen.discard(f"end {found[-1]}")
         await self.client.call("run.resume", {"run": found[-1]})
 
+    async def _pause(self, rest: str) -> None:
+        await self._hold("run.pause", "· it holds before its next step; /continue lets it go on")
+
+    async def _continue(self, rest: str) -> None:
+        await self._hold("run.continue", "· it goes on")
+
+    async def _hold(self, method: str, told: str) -> None:
+        run = self._active()
+        if run is None:
+            self.screen.line("Nothing runs.")
+            return
+        await self.client.call(method, {"run": run})
+        self.screen.line(told, "dim")
+
+    async def _choose_kind(self, name: str) -> None:
+        kinds = [k["name"] for k in (await self.client.call("kind.list"))["kinds"]]
+        if name not in kinds:
+            self.screen.line(f"Write /kind NAME, of: {', '.join(kinds)}", "red")
+            return
+        self.kind = name
+        self.screen.line(f"· the next runs are of kind {name}", "dim")
+
+    async def _kinds(self, rest: str) -> None:
+        for kind in (await self.client.call("kind.list"))["kinds"]:
+            self.screen.line(f"{kind['name']}  {kind['description']}".rstrip())
+
     async def _new(self, rest: str) -> None:
         await self._unfollow()
         self.screen.line("· a new conversation", "dim")
@@ -528,8 +563,12 @@ class Chat:
     def _text(self, message: Json, part: Json) -> None:
         shown = self._shown.get(part["part"], 0)
         text = part["text"][shown:]
+        assert self._topic is not None
+        run = self._topic.state["runs"].get(message.get("run"), {})
         if part["kind"] == "tool_output" and part["open"]:  # whole lines, for several calls may write at once
             text = text[: text.rfind("\n") + 1]
+        elif part["open"] and len(run.get("open_steps", ())) > 1:
+            return  # several speak at once: each is shown when it has finished
         if not text:
             return
         self._shown[part["part"]] = shown + len(text)
@@ -537,7 +576,6 @@ class Chat:
         if aside and not self.talking:
             return  # with a message on the command line the answer alone is printed
         if part["kind"] == "tool_output":
-            assert self._topic is not None
             self._speaking = ()
             name = _name(self._topic.state["tools"].get(part.get("call"), {}))
             self.screen.line("\n".join(f"  {name} | {line}" for line in text.splitlines()), "dim")
@@ -547,7 +585,7 @@ class Chat:
             self.screen.end_answer()
             agent = message.get("agent")
             if agent and self._speaking[:1] != speaking[:1]:
-                self.screen.line(f"{agent}:", "bold")
+                self.screen.line(f"{run.get('titles', {}).get(agent) or agent}:", "bold")
             self._speaking = speaking
         self.screen.say(text, "dim" if aside else "")
 
@@ -730,6 +768,10 @@ _COMMANDS: dict[str, Callable[[Chat, str], Awaitable[None]]] = {
     "stop": Chat._stop_command,
     "steer": Chat._steer,
     "resume": Chat._resume,
+    "pause": Chat._pause,
+    "continue": Chat._continue,
+    "kind": Chat._choose_kind,
+    "kinds": Chat._kinds,
     "new": Chat._new,
     "list": Chat._list,
     "open": Chat.open,

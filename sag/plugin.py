@@ -6,12 +6,14 @@ tutorial; `sag plugin new NAME` writes one.
 
 from __future__ import annotations
 
+from sag.engine.agent import Agent, Speaker
+from sag.engine.asks import Answer
 from sag.engine.ends import RunEnded, RunLimit, ToolLost
-from sag.engine.run import Answer, Run, Step
+from sag.engine.run import Run, Step, Turn
 from sag.engine.toolbox import legal_name
 from sag.errors import Fault
 from sag.hooks.connector import Connector, Health, Prompt, PromptArgument, PromptMessage, Resource
-from sag.hooks.hub import Hub, KeyValue, ModelPlace, PluginTopic, Preset, Secrets
+from sag.hooks.hub import ExportedFile, Hub, KeyValue, ModelPlace, PluginTopic, Preset, Rendered, Secrets
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import (
     Ability,
@@ -43,6 +45,7 @@ from sag.hooks.provider import (
     printable,
     text_message,
 )
+from sag.hooks.routes import Reply, Request, Sent, Stream
 from sag.hooks.schema import check_schema
 from sag.hooks.spec import hookimpl
 from sag.hooks.streams import SseDecoder, SseEvents, load_json, read_wait, to_unicode
@@ -69,6 +72,7 @@ from sag.secret import Secret
 
 __all__ = [
     "Ability",
+    "Agent",
     "Answer",
     "BlobContent",
     "Call",
@@ -81,6 +85,7 @@ __all__ = [
     "Decoder",
     "Effort",
     "Event",
+    "ExportedFile",
     "Fault",
     "FilePart",
     "Finish",
@@ -107,7 +112,10 @@ __all__ = [
     "Provider",
     "ProviderError",
     "Reasoning",
+    "Rendered",
     "Replay",
+    "Reply",
+    "Request",
     "Resource",
     "Result",
     "Run",
@@ -119,9 +127,12 @@ __all__ = [
     "Sampled",
     "Secret",
     "Secrets",
+    "Sent",
+    "Speaker",
     "SseDecoder",
     "SseEvents",
     "Step",
+    "Stream",
     "StreamProvider",
     "TableContent",
     "Text",
@@ -133,6 +144,7 @@ __all__ = [
     "ToolError",
     "ToolLost",
     "ToolSpec",
+    "Turn",
     "Usage",
     "UsageChunk",
     "User",

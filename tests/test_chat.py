@@ -9,7 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from sag.chat_cli import Chat
+from sag.engine.agent import Agent
+from sag.engine.run import Run
 from sag.hooks.connector import Health
+from sag.hooks.kind import RunConfig, RunKind
+from sag.hooks.provider import Text
 from sag.hooks.tool import BlobContent, LinkContent, Result, SampleMessage, TableContent, TextContent
 from sag.terminal import Form, Screen
 from sag.testing.hub import RunningHub, running_hub
@@ -51,8 +55,10 @@ class Terminal(io.StringIO):
 
 
 @contextlib.asynccontextmanager
-async def sitting(*scripts: Any, connectors: tuple[FakeConnector, ...]) -> AsyncIterator[tuple[Sitting, RunningHub]]:
-    async with running_hub(providers=[ScriptedProvider(*scripts)]) as hub:
+async def sitting(
+    *scripts: Any, connectors: tuple[FakeConnector, ...] = (), kinds: tuple[RunKind, ...] = ()
+) -> AsyncIterator[tuple[Sitting, RunningHub]]:
+    async with running_hub(providers=[ScriptedProvider(*scripts)], kinds=kinds) as hub:
         for connector in connectors:
             hub.app.extensions.connectors.add("test", connector)
         await hub.app.extensions.connectors.settle(5)
@@ -241,6 +247,48 @@ async def test_what_is_decided_of_tools_is_listed_and_changed():
             await person.see("Write /tools NAME auto|ask|deny|forget.")
         person.type("/tools nobody/none deny")
         await person.see("There is no tool and no connector 'nobody/none'.")
+
+
+async def test_a_kind_is_chosen_and_agents_that_speak_at_once_are_shown_one_after_the_other():
+    async def pair(run: Run) -> None:
+        """Two speak at once."""
+        await run.together([run.turn(Agent(name=name, title=title)) for name, title in (("a", "Ada"), ("b", None))])
+
+    kind = RunKind("pair", RunConfig, pair, "", "Pair", "Two speak at once.")
+    first, second = asyncio.Event(), asyncio.Event()
+    async with sitting([Text("one "), first, *say("two")], [Text("three "), second, *say("four")], kinds=(kind,)) as (
+        person,
+        hub,
+    ):
+        person.type("/kind nosuch")
+        assert "Write /kind NAME, of: chat" in await person.see("pair\n")
+        person.type("/kinds")
+        await person.see("pair  Two speak at once.\n")
+        person.type("/kind pair")
+        await person.see("the next runs are of kind pair")
+        person.type("go")
+        topic = await until(lambda: person.chat._topic, "the conversation")
+        await until(lambda: [m for m in topic.state["messages"] if m["parts"] and m["role"] == "assistant"][1:], "both")
+        second.set()
+        await person.see("b:\nthree four")
+        first.set()
+        await person.see("Ada:\none two")
+
+
+async def test_a_run_is_held_before_its_next_step_and_let_go_on():
+    first = asyncio.Event()
+    async with sitting([first, *call(("time_now", {}))], say("done")) as (person, hub):
+        person.type("/pause")
+        await person.see("Nothing runs.")
+        person.type("go")
+        topic = await until(lambda: person.chat._topic, "the conversation")
+        person.type("/pause")
+        await person.see("holds before its next step")
+        first.set()
+        await until(lambda: next(iter(topic.state["runs"].values()))["status"] == "paused", "the pause")
+        person.type("/continue")
+        await person.see("it goes on")
+        await person.see("done")
 
 
 def test_a_form_over_what_is_there_keeps_it_and_knows_odd_schemas():

@@ -10,11 +10,9 @@ class ChatConfig(RunConfig):
 
 
 async def chat(run: Run) -> None:
-    """Step by step until the model has answered and nothing is unread."""
-    await run.tools()  # what a run that is taken up again had begun
+    """Turn by turn until the model has answered and nothing is unread."""
     while run.wants_step:
-        await run.step()
-        await run.tools()
+        await run.turn()
 
 
 @hookimpl

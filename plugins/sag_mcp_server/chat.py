@@ -129,11 +129,14 @@ class Talk:
 
     async def _look(self) -> Json:
         """Read the run, and tell what is new of it."""
-        told = await self._hub.call(self._user, "run.export", {"run": self._run}, client=CLIENT)
-        view: Json = msgspec.json.decode(told["text"])
+        state = await self._hub.state(self._user.id, f"conv:{self._conv}")
+        view: Json = {
+            "run": state["runs"][self._run],
+            "messages": [m for m in state["messages"] if m.get("run") == self._run],
+            "tools": {id: tool for id, tool in state["tools"].items() if tool["run"] == self._run},
+        }
         if self._news_of_asks or (view["run"]["status"] == "waiting" and not self._open):
             self._news_of_asks = False
-            state = await self._hub.state(self._user.id, f"conv:{self._conv}")
             self._open = {id: ask for id, ask in state["asks"].items() if ask["run"] == self._run}
         await self._tell(view)
         for id in self._asks.keys() - self._open.keys():

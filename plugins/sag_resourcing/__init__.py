@@ -44,6 +44,6 @@ def register(hub: Hub[Settings]) -> None:
         "Who is free, and who works on what, in Productive and Smartsheet.",
     )
     routes = Routes(hub, version("sag-hub"), prompt)
-    hub.add_mount("/api/chat", routes.chat, below=False)
-    hub.add_mount("/api/health", routes.health, below=False)
-    hub.add_mount("/api/config", routes.config, below=False)
+    hub.add_route("POST /api/chat", routes.chat)
+    hub.add_route("GET /api/health", routes.health)
+    hub.add_route("GET /api/config", routes.config)

@@ -5,22 +5,18 @@ A chat is a run like any other: devices that are signed in as the same user see 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from sag.plugin import Fault, Hub, User
+from sag.plugin import Fault, Hub, Reply, Request, Sent, Stream, User
 
 Json = dict[str, Any]
-Send = Callable[[Any], Awaitable[None]]
 
-MAX_BODY = 1 << 20
 MAX_HISTORY = 60_000  # characters
-COMMENT_S = 15.0
 
 
 class Said(Struct):
@@ -56,31 +52,20 @@ class Routes:
     def __init__(self, hub: Hub[Any], version: str, prompt: str) -> None:
         self._hub, self._version, self._prompt = hub, version, prompt
 
-    async def chat(self, scope: Any, receive: Any, send: Send) -> None:
+    async def chat(self, request: Request) -> Reply | Stream:
         """`POST /api/chat`: `{response, conversation_id, model}`, or events where the request accepts them.
 
         The events are `message` `{delta}`, `retract` `{why}` where what came is void, `tool` `{call, name, origin,
         status}`, and at last `done` with what the answer would have been, or `error` `{error, detail}`.
         """
-        if scope["method"] != "POST":
-            raise Fault("method.denied")
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Fault("media.type")
-        try:
-            asked = msgspec.json.decode(await _body(receive), type=ChatRequest)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError) as e:
-            raise Fault("rpc.params", str(e)) from None
-        user: User = scope["state"]["user"]
-        events = self._run(user, scope["state"]["client"] or "resourcing", asked)
-        if "text/event-stream" in headers.get("accept", ""):
-            await _stream(send, events)
-            return
-        async for name, data in events:
-            if name in ("done", "error"):
-                await _answer(send, 502 if name == "error" else 200, data)
+        asked = await request.json(ChatRequest)
+        events = self._run(request.user, request.client or "resourcing", asked)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return Stream(Sent(data, name) async for name, data in _begun(await anext(events), events))
+        name, data = [event async for event in events][-1]
+        return Reply(msgspec.json.encode(data), status=502 if name == "error" else 200)
 
-    async def health(self, scope: Any, receive: Any, send: Send) -> None:
+    async def health(self, request: Request) -> Json:
         """`GET /api/health`: `{status, mcp_servers: {name: "running" | "exited(…)"}, llm}`."""
         servers = {}
         for name, connector in self._hub.connectors.items():
@@ -88,12 +73,12 @@ class Routes:
             up = health.status in ("ready", "idle", "starting")
             servers[name] = "running" if up else f"exited({health.data.get('exit', health.error or health.status)})"
         status = "ok" if all(state == "running" for state in servers.values()) else "degraded"
-        await _answer(send, 200, {"status": status, "mcp_servers": servers, "llm": self._llm()})
+        return {"status": status, "mcp_servers": servers, "llm": self._llm()}
 
-    async def config(self, scope: Any, receive: Any, send: Send) -> None:
+    async def config(self, request: Request) -> Json:
         """`GET /api/config`: `{version, llm, available_tools}`, each tool with the connector that it is of."""
         tools = [{"name": t.name, "server": t.origin, "description": t.description} for t in self._hub.tools]
-        await _answer(send, 200, {"version": self._version, "llm": self._llm(), "available_tools": tools})
+        return {"version": self._version, "llm": self._llm(), "available_tools": tools}
 
     def _llm(self, model: str | None = None) -> Json:
         try:
@@ -190,42 +175,8 @@ def _answer_of(state: Json, run: str) -> str:
     return next((text for text in reversed(texts) if text), "")
 
 
-async def _body(receive: Any) -> bytes:
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Fault("request.timeout")
-        body += bytes(message.get("body", b""))
-        if len(body) > MAX_BODY:
-            raise Fault("frame.large", f"The body is larger than {MAX_BODY} bytes.")
-        if not message.get("more_body"):
-            return body
-
-
-async def _answer(send: Send, status: int, data: Json) -> None:
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": msgspec.json.encode(data)})
-
-
-async def _stream(send: Send, events: AsyncIterator[tuple[str, Json]]) -> None:
-    """Server-sent events, with a comment while nothing comes."""
-    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    feed = events.__aiter__()
-    coming = asyncio.ensure_future(anext(feed, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait({coming}, timeout=COMMENT_S)
-            if not done:
-                await send({"type": "http.response.body", "body": b":\n\n", "more_body": True})
-                continue
-            if (event := coming.result()) is None:
-                break
-            text = b"event: %b\ndata: %b\n\n" % (event[0].encode(), msgspec.json.encode(event[1]))
-            await send({"type": "http.response.body", "body": text, "more_body": True})
-            coming = asyncio.ensure_future(anext(feed, None))
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        coming.cancel()
+async def _begun(first: tuple[str, Json], rest: AsyncIterator[tuple[str, Json]]) -> AsyncIterator[tuple[str, Json]]:
+    """All events; what went wrong before the first of them was answered with a status."""
+    yield first
+    async for event in rest:
+        yield event

@@ -36,9 +36,9 @@ class Config:
     @operation("config.get", who="user", rest="GET /api/config/{scope}")
     async def get(self, call: Call, params: ConfigGet) -> ConfigView:
         """A scope's config, what follows of it, and its schema."""
-        return await self._engine.config(call, params.scope)
+        return await self._engine.scopes.view(call, params.scope)
 
     @operation("config.patch", who="user", rest="PATCH /api/config/{scope}")
     async def patch(self, call: Call, params: ConfigPatch) -> Patched:
         """Patch a scope's config; a run takes it up at its next step, or at once."""
-        return await self._engine.patch(call, params.scope, params.patch, params.rev, params.apply)
+        return await self._engine.scopes.patch(call, params.scope, params.patch, params.rev, params.apply)

@@ -56,6 +56,19 @@ class ConversationView(Struct):
     snap: Json
 
 
+class ConversationCreate(Change):
+    """Its title; left out, the start of its first message becomes it."""
+
+    title: Annotated[str, Meta(max_length=200)] = ""
+
+
+class ConversationCreated(Struct):
+    """A conversation in which nothing has been said; `at` says from which offset of its topic it is there."""
+
+    conv: str
+    at: dict[str, int]
+
+
 class ConversationUpdate(Change):
     """A new title."""
 
@@ -110,6 +123,12 @@ class Conversations:
         topic = await self._engine.topic(call.me, params.conv)
         off, text = await topic.shown(lambda: (topic.tip, encode(topic.state)))
         return ConversationView(params.conv, topic.gen, off, msgspec.json.decode(text))
+
+    @operation("conversation.create", who="user", rest="POST /api/conversations")
+    async def create(self, call: Call, params: ConversationCreate) -> ConversationCreated:
+        """Make a conversation before anything is said in it; `run.start` without one makes it along with its run."""
+        conv, at = await self._engine.create(call, params.title)
+        return ConversationCreated(conv, {f"conv:{conv}": at})
 
     @operation("conversation.update", who="user", rest="PATCH /api/conversations/{conv}")
     async def update(self, call: Call, params: ConversationUpdate) -> Changed:

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from sag.engine.config import defaults, layered
 from sag.engine.engine import Engine, RunStart, RunStarted
 from sag.errors import Fault
+from sag.hooks.kind import RunKind
 from sag.ops.dispatch import Call
 from sag.ops.operation import Change, Params, operation
 from sag.topics.journal import Journal
@@ -33,6 +35,20 @@ class RunCancel(Change):
 
 class RunCancelled(Struct):
     """The run's status, and from which offset it is visible."""
+
+    run: str
+    status: str
+    at: dict[str, int]
+
+
+class RunPause(Change):
+    """Which run."""
+
+    run: str
+
+
+class RunPaused(Struct):
+    """The run's status, and from which offset the change is visible."""
 
     run: str
     status: str
@@ -77,20 +93,25 @@ class RunView(Struct):
     object: Json
 
 
-class RunExport(Params):
-    """Which run, in which format."""
-
-    run: str
-    format: Literal["json", "md"] = "json"
+class KindList(Params):
+    """All run kinds."""
 
 
-class RunExported(Struct):
-    """The run's transcript; `text` holds the document."""
+class KindInfo(Struct):
+    """A run kind: what it is called, the config of a run that says nothing, and the config's JSON Schema."""
 
-    run: str
-    format: str
-    mime: str
-    text: str
+    name: str
+    title: str
+    description: str
+    origin: str
+    defaults: Json
+    schema: Json
+
+
+class KindListed(Struct):
+    """The run kinds, `chat` first."""
+
+    kinds: list[KindInfo]
 
 
 class AskAnswer(Change):
@@ -138,6 +159,22 @@ class Runs:
         """Go on with an interrupted run; what was finished is not done again."""
         return await self._engine.resume(call, params.run)
 
+    @operation("run.pause", who="user", rest="POST /api/runs/{run}/pause")
+    async def pause(self, call: Call, params: RunPause) -> RunPaused:
+        """Hold a run before its next step; it is `paused` once nothing works any more."""
+        return msgspec.convert(await self._engine.pause(call, params.run, True), RunPaused)
+
+    @operation("run.continue", who="user", rest="POST /api/runs/{run}/continue")
+    async def go_on(self, call: Call, params: RunPause) -> RunPaused:
+        """Let a paused run go on."""
+        return msgspec.convert(await self._engine.pause(call, params.run, False), RunPaused)
+
+    @operation("kind.list", who="user", rest="GET /api/kinds")
+    async def kinds(self, call: Call, params: KindList) -> KindListed:
+        """The run kinds that plugins offer."""
+        kinds = sorted(self._engine.extensions.kinds.values(), key=lambda kind: (kind.name != "chat", kind.name))
+        return KindListed([_kind(kind) for kind in kinds])
+
     @operation("run.get", who="user", rest="GET /api/runs/{run}")
     async def get(self, call: Call, params: RunRef) -> RunView:
         """A run's object."""
@@ -151,18 +188,18 @@ class Runs:
         rows = await self._journal.rows("run", where, order="-ts", limit=params.limit)
         return RunListed([RunInfo(r["id"], r["conv"], r["kind"], r["status"], r["ts"]) for r in rows])
 
-    @operation("run.export", who="user", rest="GET /api/runs/{run}/export")
-    async def export(self, call: Call, params: RunExport) -> RunExported:
-        """A run's transcript as a document."""
-        topic = await self._engine.run_topic(call.me, params.run)
-        text = await topic.shown(lambda: _export(topic, params.run, params.format))
-        mime = "application/json" if params.format == "json" else "text/markdown"
-        return RunExported(params.run, params.format, mime, text)
-
     @operation("ask.answer", who="user", rest="POST /api/asks/{ask}")
     async def answer(self, call: Call, params: AskAnswer) -> AskAnswered:
         """Settle an ask; the first valid answer wins."""
-        return msgspec.convert(await self._engine.answer(call, params.ask, params.choice, params.data), AskAnswered)
+        return msgspec.convert(
+            await self._engine.asks.answer(call, params.ask, params.choice, params.data), AskAnswered
+        )
+
+
+def _kind(kind: RunKind) -> KindInfo:
+    schema = msgspec.json.schema(kind.config)
+    begun = layered(defaults(kind.config), kind.config.opened({}, {}))
+    return KindInfo(kind.name, kind.title, kind.description, kind.origin, begun, schema)
 
 
 def _run(topic: Topic, run: str) -> Json:
@@ -170,29 +207,3 @@ def _run(topic: Topic, run: str) -> Json:
     if object is None:
         raise Fault("run.unknown")
     return object
-
-
-def _export(topic: Topic, run: str, format: str) -> str:
-    state, object = topic.state, _run(topic, run)
-    messages = [m for m in state["messages"] if m.get("run") == run]
-    tools = {id: t for id, t in state["tools"].items() if t["run"] == run}
-    if format == "md":
-        return _markdown(state["conv"].get("title", ""), messages, tools)
-    document = {"run": {"id": run, **object}, "messages": messages, "tools": tools}
-    return msgspec.json.format(msgspec.json.encode(document)).decode()
-
-
-def _markdown(title: str, messages: list[Json], tools: Json) -> str:
-    out = [f"# {title}"]
-    for message in messages:
-        out.append(f"## {'You' if message['role'] == 'user' else message.get('agent') or 'Assistant'}")
-        for part in message["parts"]:
-            if part["kind"] == "tool_args":
-                tool = tools.get(part.get("call"), {})
-                args = msgspec.json.encode(tool.get("args")).decode()
-                out.append(f"*{tool.get('name', part.get('name', 'tool'))}* `{args}` — {tool.get('status', 'not run')}")
-            elif part["kind"] in ("text", "tool_output"):
-                out.append(part["text"])
-            elif part["kind"] in ("image", "file"):
-                out.append(f"[{part.get('name') or part['kind']}]")
-    return "\n\n".join(out) + "\n"

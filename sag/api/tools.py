@@ -187,12 +187,12 @@ class Tools:
     async def list(self, call: Call, params: ToolList) -> ToolViews:
         """The tools that runs are offered, and what is decided of each."""
         client = params.client or call.client
-        llm = await self._engine.client_llm(call.me, client)
+        llm = await self._engine.scopes.of_device(call.me, client)
         views = []
         for tool in self._engine.extensions.offered():
             if params.origin not in (None, tool.origin):
                 continue
-            verdict = await self._engine.verdict(call.me, client, tool)
+            verdict = await self._engine.scopes.verdict(call.me, client, tool)
             view = _view(tool, is_on(tool, llm.get("tools", {})), verdict.policy, verdict.changed is not None)
             if params.brief:
                 view.input = {}

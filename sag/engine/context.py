@@ -13,7 +13,8 @@ from sag.schema.events import PartClose, PartOpen, ToolProgress
 from sag.schema.ids import now_ms
 
 if TYPE_CHECKING:
-    from sag.engine.run import Answer, Run
+    from sag.engine.asks import Answer
+    from sag.engine.run import Run
 
 Json = dict[str, Any]
 
@@ -111,7 +112,10 @@ class CallContext:
         if self._part is not None:
             topics.delta(topic, self._part, text)
             return
-        msg = next((m["msg"] for m in self._run._newest() if _made(m, self.call)), None)
+        tools, first = self._run.state["tools"], self.call
+        while (lost := tools[first].get("again")) is not None:
+            first = lost
+        msg = next((m["msg"] for m in self._run._newest() if _made(m, first)), None)
         if msg is None:  # of a run that was taken up elsewhere; there is no place for it
             return
         self._part = topic.fold.last_part + 1  # type: ignore[attr-defined]
@@ -179,7 +183,9 @@ class CallContext:
         if self._samples > MAX_SAMPLES:
             raise ToolError("This call has asked the model too often.")
         async with self._untimed():
-            return await self._run.sample(self.call, self._tool, messages, system, max_tokens, temperature, stop)
+            return await self._run.tool_calls.sample(
+                self.call, self._tool, messages, system, max_tokens, temperature, stop
+            )
 
     def _check_open(self) -> None:
         if self.cancelled:  # a task that the tool left behind
@@ -205,7 +211,7 @@ class CallContext:
                     self.limit.reschedule(now + self._left_s)
 
     async def patch(self, scope: str, patch: Json) -> Json:
-        return await self._run._engine.patch_as(self.user, self.client, scope, patch)
+        return await self._run._engine.scopes.patch_as(self.user, self.client, scope, patch)
 
 
 def _made(message: Json, call: str) -> bool:

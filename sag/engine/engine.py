@@ -19,14 +19,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from sag.engine.approvals import Approvals, Verdict
+from sag.engine.approvals import Approvals
+from sag.engine.asks import Asks
 from sag.engine.budget import Budgets
 from sag.engine.config import (
-    ClientSettings,
-    ConfigView,
-    Patched,
-    compare,
-    defaults,
     fitting,
     layered,
     patched,
@@ -34,24 +30,21 @@ from sag.engine.config import (
 from sag.engine.ends import RunEnded, RunLimit
 from sag.engine.gate import Gates
 from sag.engine.models import Models
-from sag.engine.run import Answer, Run
+from sag.engine.run import Run
+from sag.engine.scopes import Scopes, last_kind
 from sag.engine.transcript import Attached
 from sag.engine.transport import Transport
 from sag.errors import Fault
 from sag.hooks.host import Extensions
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import FilePart, Message
-from sag.hooks.schema import check_schema
-from sag.hooks.tool import BlobContent, Content, Tool, ToolError, plain_json
+from sag.hooks.tool import BlobContent, Content, ToolError, plain_json
 from sag.ops.dispatch import Call, User
 from sag.ops.operation import Change
 from sag.schema.events import (
     AgentClose,
     AskClose,
-    ClientConfig,
-    ConfigPatched,
     ConvPatch,
-    InboxAskClose,
     InboxConv,
     InboxConvDrop,
     InboxRun,
@@ -155,15 +148,14 @@ class Engine:
     ) -> None:
         self.topics, self.extensions, self.transport = topics, extensions, transport
         self.models, self.budgets, self.gates = models, budgets, Gates()
-        self.ask_s = settings.hub.ask_s
         self.part_bytes = settings.hub.limits.part
         self.file_bytes = settings.hub.limits.body
         self._queue_limit = settings.hub.limits.queue
         self.approvals = Approvals(kv)
+        self.asks = Asks(self, settings.hub.ask_s)
+        self.scopes = Scopes(self)
         self.blobs = blobs
         self._homes: dict[tuple[str, str], Conversation] = {}
-        self._asks: dict[str, asyncio.Future[Answer]] = {}
-        self._expiry: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # finding things of a user
@@ -185,7 +177,7 @@ class Engine:
         Raises:
             Fault: run.unknown.
         """
-        for topic in self._live_topics(user):
+        for topic in self.live_topics(user):
             if run in topic.state["runs"]:
                 return topic
         rows = await self.topics.journal.rows("run", {"id": run, "owner": user.id})
@@ -194,7 +186,8 @@ class Engine:
             raise Fault("run.unknown")
         return found
 
-    def _live_topics(self, user: User) -> list[Topic]:
+    def live_topics(self, user: User) -> list[Topic]:
+        """The topics of a user's conversations in which something runs."""
         return [home.topic for (owner, _), home in self._homes.items() if owner == user.id]
 
     async def _home(self, user: User, topic: Topic) -> Conversation:
@@ -206,6 +199,10 @@ class Engine:
             topic.pins += 1
             inbox.pins += 1
         return home
+
+    def home_of(self, topic: Topic) -> Conversation:
+        """The conversation of a topic that has a run which is not over."""
+        return self._homes[topic.owner, topic.name[5:]]
 
     def _release(self, home: Conversation) -> None:
         key = (home.topic.owner, home.id)
@@ -238,7 +235,7 @@ class Engine:
         _check_input(p.input)
         is_new = p.conv is None
         topic = self.topics.create(user.id, f"conv:{new_id('c')}") if is_new else await self.topic(user, p.conv or "")
-        below = await self.client_llm(user, call.client)
+        below = await self.scopes.of_device(user, call.client)
         home = await self._home(user, topic)
         # from here on nothing is awaited: this is one decision
         try:
@@ -246,11 +243,11 @@ class Engine:
                 raise Fault("run.busy", run=home.active.id)
             if p.when == "steer" and home.active and not home.active.closed:
                 return self._steer(call.tx, user, home, home.active, p)
-            kind = self.kind(p.kind or self._last_kind(topic))
+            kind = self.kind(p.kind or last_kind(topic))
             base = layered(fitting(below, kind.config), fitting(topic.state["conv"]["config"], kind.config))
-            patched({}, p.config, kind.config, base)
-            self._check_model(p.config)
-            self._check_effective(layered(base, p.config))
+            config = kind.config.opened(patched({}, p.config, kind.config, base), base)
+            self.scopes.check_model(config)
+            self.scopes.check_effective(layered(base, config))
             if p.when == "queue" and len(home.queue) >= self._queue_limit:
                 raise Fault("run.queue", f"{len(home.queue)} runs wait in this conversation already.")
         except Fault:
@@ -260,7 +257,10 @@ class Engine:
         tx: Transaction = call.tx
         source = call.peer.tool_source if call.peer is not None else None
         run = Run(self, home, new_id("r"), kind, user, call.client, source)
-        first = tx.append(topic, ConvPatch({"title": _title(p.input), "created": now_ms()})) if is_new else None
+        first: int | None = None
+        if is_new or not topic.state["conv"].get("title"):
+            made = {"created": now_ms()} if is_new else {}
+            first = tx.append(topic, ConvPatch({"title": _title(p.input), **made}))
         if p.when == "interrupt" and home.active:
             self._close(tx, home.active, "cancelled")
             home.active = None
@@ -272,7 +272,7 @@ class Engine:
                 kind.name,
                 user.id,
                 call.client,
-                layered({}, p.config),
+                config,
                 1,
                 "running" if begins else "queued",
                 now_ms(),
@@ -304,11 +304,6 @@ class Engine:
         return msg
 
     @staticmethod
-    def _last_kind(topic: Topic) -> str:
-        runs = topic.state["runs"]
-        return str(runs[next(reversed(runs))]["kind"]) if runs else "chat"
-
-    @staticmethod
     def _next_turn(topic: Topic) -> int:
         return 1 + max((run.get("begun", 0) for run in topic.state["runs"].values()), default=0)
 
@@ -330,8 +325,10 @@ class Engine:
         error: RunError | None = None
         try:
             while True:
+                made = run.object["step"]
                 await run.kind.run(run)
-                if not run.wants_step or run.closed:  # a steer that came after the last look keeps the run going
+                # A steer that came after the last look keeps the run going, where its kind reads what is said.
+                if run.closed or not run.unread or run.object["step"] == made:
                     break
         except RunLimit as e:
             status, error = "limit", RunError("run.limit", str(e))
@@ -400,7 +397,7 @@ class Engine:
                         self.topics.close_part(topic, part["part"])
         for id, ask in list(topic.state["asks"].items()):
             if ask["run"] == run:
-                self._settle(tx, home, id, AskClose(id, None, None, why="run"))
+                self.asks.settle(tx, home, id, AskClose(id, None, None, why="run"))
         ended: dict[RunEnd, ToolStatus] = {"interrupted": "lost", "failed": "lost"}
         for call, tool in topic.state["tools"].items():
             if tool["run"] == run and tool["status"] == "running":
@@ -408,10 +405,9 @@ class Engine:
         for agent, state in object.get("agents", {}).items():
             if state == "open":
                 tx.append(topic, AgentClose(run, agent))
-        if (step := object.get("open_step")) is not None:
-            live = self._find(topic, run, closed=True)
-            used = live.writer.usage if live is not None and live.writer is not None else None
-            tx.append(topic, StepClose(run, step, status, used))
+        live = self.find(topic, run, closed=True)
+        for step in map(int, list(object.get("open_steps", ()))):
+            tx.append(topic, StepClose(run, step, status, live.used(step) if live is not None else None))
         usage = msgspec.convert(topic.state["runs"][run]["usage"], Usage)
         now = now_ms()
         tx.append(topic, RunClose(run, status, usage, now, error))
@@ -433,7 +429,7 @@ class Engine:
         if not home.queue:
             return
         run = home.queue[0]
-        below = await self.client_llm(run.user, run.client)
+        below = await self.scopes.of_device(run.user, run.client)
         if not home.may_begin(run):
             return
         home.active = home.queue.popleft()
@@ -450,12 +446,14 @@ class Engine:
             return
         self._launch(run)
 
-    def _find(self, topic: Topic, run: str, *, closed: bool = False) -> Run | None:
+    def find(self, topic: Topic, run: str, *, closed: bool = False) -> Run | None:
+        """A run that is not over; one that is closed but not yet gone too, if that is wanted."""
         home = self._homes.get((topic.owner, topic.name[5:]))
         candidates = [home.active, *home.queue] if home else []
         return next((c for c in candidates if c is not None and c.id == run and (closed or not c.closed)), None)
 
-    async def _closed(self, topic: Topic, run: str) -> Fault:
+    async def closed(self, topic: Topic, run: str) -> Fault:
+        """The fault of whoever wants something of a run that is over."""
         await topic.settled()
         return Fault("run.closed", status=topic.state["runs"][run]["status"])
 
@@ -466,15 +464,29 @@ class Engine:
             Fault: run.unknown, run.closed.
         """
         topic = await self.run_topic(call.me, run_id)
-        run = self._find(topic, run_id)
+        run = self.find(topic, run_id)
         if run is None:
-            raise await self._closed(topic, run_id)
+            raise await self.closed(topic, run_id)
         if mode == "after_step" and run.task is not None:
-            run.stop_after_step = True
+            run.stop()
             return {"run": run_id, "status": topic.state["runs"][run_id]["status"], "at": {topic.name: topic.head}}
         tx: Transaction = call.tx
         self._close(tx, run, "cancelled")
         return {"run": run_id, "status": "cancelled", "at": {topic.name: topic.tip}}
+
+    async def pause(self, call: Call, run_id: str, paused: bool) -> Json:
+        """Hold a run before its next step, or let it go on.
+
+        Raises:
+            Fault: run.unknown, run.closed.
+        """
+        topic = await self.run_topic(call.me, run_id)
+        run = self.find(topic, run_id)
+        if run is None:
+            raise await self.closed(topic, run_id)
+        tx: Transaction = call.tx
+        run.pause(tx, paused)
+        return {"run": run_id, "status": topic.state["runs"][run_id]["status"], "at": {topic.name: topic.tip}}
 
     async def resume(self, call: Call, run_id: str) -> RunStarted:
         """Go on with an interrupted run.
@@ -497,7 +509,7 @@ class Engine:
         source = call.peer.tool_source if call.peer is not None else None
         run = home.active = Run(self, home, run_id, kind, call.me, object["client"], source)
         tx: Transaction = call.tx
-        patch: Json = {"status": "running", "error": None}
+        patch: Json = {"status": "running", "error": None, "paused": None}
         if "begun" not in object:
             patch |= {"base": {}, "begun": self._next_turn(topic)}
         at = tx.append(topic, RunPatch(run_id, patch))
@@ -524,6 +536,16 @@ class Engine:
         self.topics.delete(tx, topic)
         self._release(home)
         return at
+
+    async def create(self, call: Call, title: str) -> tuple[str, int]:
+        """Make a conversation in which nothing has been said yet; gives its id and the offset."""
+        inbox = await self.topics.get(call.me.id, "user:me")
+        conv, now = new_id("c"), now_ms()
+        topic = self.topics.create(call.me.id, f"conv:{conv}")
+        tx: Transaction = call.tx
+        at = tx.append(topic, ConvPatch({"title": title, "created": now}))
+        tx.append(inbox, InboxConv(conv, {"title": title, "created": now, "updated": now}))
+        return conv, at
 
     async def rename(self, call: Call, conv: str, patch: Json) -> int:
         """Patch a conversation's properties; gives the offset.
@@ -569,243 +591,6 @@ class Engine:
         kind = "image" if item.mime.startswith("image/") else "file"
         return {"kind": kind, "ref": kept.ref, "mime": item.mime, "name": item.name, "size": kept.size}
 
-    # asks
-
-    async def settled(self, run: Run, ask: str) -> Answer:
-        """Wait for the outcome of an open ask of a run."""
-        future = self._asks.get(ask)
-        if future is None:
-            future = self._asks[ask] = asyncio.get_running_loop().create_future()
-        if not future.done() and ask not in self._expiry and (opened := run.state["asks"].get(ask)):
-            delay_s = max(0.0, (opened["expires_at"] - now_ms()) / 1000)
-            loop = asyncio.get_running_loop()
-            self._expiry[ask] = loop.call_later(min(delay_s, 86_400.0 * 20), self._expire, run.home, ask)
-        try:
-            return await future
-        finally:
-            self._asks.pop(ask, None)
-            if timer := self._expiry.pop(ask, None):
-                timer.cancel()
-
-    def _expire(self, home: Conversation, ask: str) -> None:
-        self._expiry.pop(ask, None)
-        opened = home.topic.state["asks"].get(ask)
-        if opened is None or home.topic.lost:
-            return
-        tx = self.topics.begin()
-        self._settle(tx, home, ask, AskClose(ask, None, opened["on_expiry"], why="expired"))
-        tx.submit()
-
-    def give_up(self, tx: Transaction, home: Conversation, ask: str) -> None:
-        """Close an ask with a transaction, for whoever asked wants no answer any more."""
-        self._settle(tx, home, ask, AskClose(ask, None, None, why="run"))
-
-    def _settle(self, tx: Transaction, home: Conversation, ask: str, close: AskClose) -> None:
-        tx.append(home.topic, close)
-        tx.append(home.inbox, InboxAskClose(ask, home.id))
-        answer = Answer(close.choice, close.data, close.args, close.by)
-
-        def tell() -> None:
-            future = self._asks.setdefault(ask, asyncio.get_running_loop().create_future())
-            if not future.done():
-                future.set_result(answer)
-
-        if close.why != "run":
-            tx.after(tell)
-
-    async def answer(self, call: Call, ask: str, choice: str, data: Json | None) -> Json:
-        """Settle an ask. The first valid answer wins (protocol section 5).
-
-        Raises:
-            Fault: ask.unknown, ask.closed with the outcome, ask.invalid.
-        """
-        user = call.me
-        topic = next((t for t in self._live_topics(user) if ask in t.state["asks"]), None)
-        if topic is None:
-            raise await self._no_ask(user, ask)
-        opened = topic.state["asks"][ask]
-        if choice not in opened["options"]:
-            raise Fault("ask.invalid", f"Choose one of {', '.join(opened['options'])}.", path="$.choice")
-        home = self._homes[user.id, topic.name[5:]]
-        tx: Transaction = call.tx
-        close = AskClose(ask, user.id, choice, call.client or None)
-        if opened["kind"] == "approval":
-            subject = opened.get("subject") or {}
-            key = str(subject.get("key") or subject.get("tool", ""))
-            run = self._find(topic, opened["run"])
-            tool = run.tool(key) if run is not None else None
-            if choice != "deny" and data and "args" in data:
-                if "args" not in subject:
-                    raise Fault("ask.invalid", "There are no arguments to edit.", path="$.data.args")
-                close.args = _edited(tool, data["args"])
-            # What was shown is what is allowed, whatever the tool has become meanwhile.
-            if choice == "allow_run":
-                tx.append(topic, RunPatch(opened["run"], {"allow": {key: subject.get("fingerprint", True)}}))
-            if choice == "allow_always":
-                definition = {"input": opened.get("schema"), "risk": subject.get("risk")}
-                if tool is not None and tool.fingerprint == subject.get("fingerprint"):
-                    definition = tool.definition
-                self.approvals.remember(tx, user, key, "auto", subject.get("fingerprint"), definition)
-        elif opened["kind"] == "form" and choice == opened["options"][0]:
-            close.data = check_schema(opened.get("schema") or {}, data if data is not None else {}, "ask.invalid")
-        self._settle(tx, home, ask, close)
-        outcome = {k: v for k, v in msgspec.to_builtins(close).items() if k != "ask"}
-        return {"ask": ask, "outcome": outcome, "at": {topic.name: topic.tip}}
-
-    async def _no_ask(self, user: User, ask: str) -> Fault:
-        for topic in self._live_topics(user):
-            await topic.settled()
-        rows = await self.topics.journal.rows("ask", {"id": ask, "owner": user.id})
-        if not rows:
-            return Fault("ask.unknown")
-        return Fault("ask.closed", outcome=msgspec.json.decode(rows[0]["outcome"] or b"null"))
-
-    # config
-
-    async def _client_config(self, user: User, client: str) -> Json:
-        topic = await self.topics.find(user.id, f"client:{client}") if client else None
-        config: Json = topic.state["config"] if topic is not None else {}
-        return config
-
-    async def client_llm(self, user: User, client: str) -> Json:
-        """The lowest layer of a device's runs: its section `llm`, with the switches of its section `tools`."""
-        config = await self._client_config(user, client)
-        llm: Json = config.get("llm", {})
-        enabled = {key: s["enabled"] for key, s in config.get("tools", {}).items() if s.get("enabled") is not None}
-        return {**llm, "tools": {**enabled, **llm.get("tools", {})}} if enabled else llm
-
-    async def verdict(self, user: User, client: str, tool: Tool, allowed: Json | None = None) -> Verdict:
-        """What becomes of a call of a tool, by all policies that are in force.
-
-        Args:
-            user, client: Whose call, from which device.
-            tool: Which tool.
-            allowed: What was allowed for the run.
-        """
-        device = (await self._client_config(user, client)).get("tools", {})
-        return self.approvals.decide(user, tool, device, allowed or {})
-
-    async def _scope(self, call: Call, scope: str) -> tuple[str, str, Topic]:
-        what, _, id = scope.partition(":")
-        if what == "run":
-            return what, id, await self.run_topic(call.me, id)
-        if what == "conv":
-            return what, id, await self.topic(call.me, id)
-        if what == "client" and id and len(id) <= 64 and all(c.isalnum() or c in "._-" for c in id):
-            return what, id, await self.topics.get(call.me.id, f"client:{id}")
-        raise Fault("scope.unknown", f"There is no scope {scope!r}: use run:<id>, conv:<id> or client:<id>.")
-
-    async def _view(self, call: Call, what: str, id: str, topic: Topic) -> tuple[Json, list[Json], type[Struct], int]:
-        """A scope's document, the layers below it, its struct and its rev."""
-        if what == "run":
-            object = topic.state["runs"][id]
-            struct = self.kind(object["kind"]).config
-            return object["config"], [defaults(struct), object.get("base") or {}], struct, object["rev"]
-        if what == "conv":
-            struct = self.kind(self._last_kind(topic)).config
-            below = fitting(await self.client_llm(call.me, call.client), struct)
-            conv = topic.state["conv"]
-            return conv["config"], [defaults(struct), below], struct, conv["rev"]
-        llm = defaults(self.kind("chat").config) if "chat" in self.extensions.kinds else {}
-        return topic.state["config"], [{"llm": llm}], self._client_struct(), topic.state["rev"]
-
-    def _client_struct(self) -> type[Struct]:
-        chat = self.extensions.kinds.get("chat")
-        if chat is None:
-            return ClientSettings
-        fields = [("llm", chat.config | None, None)]
-        return msgspec.defstruct("Settings", fields, bases=(ClientSettings,), forbid_unknown_fields=True)
-
-    async def config(self, call: Call, scope: str) -> ConfigView:
-        """A scope's config.
-
-        Raises:
-            Fault: scope.unknown, run.unknown, conv.unknown.
-        """
-        what, id, topic = await self._scope(call, scope)
-        if topic.lost:  # a commit that failed is being undone
-            await topic.shown(lambda: None)
-        document, below, struct, rev = await self._view(call, what, id, topic)
-        effective = self._named(layered(*below, document), what)
-        view = ConfigView(rev, document, effective, msgspec.json.schema(struct))
-        await topic.settled()
-        return view
-
-    def _named(self, effective: Json, what: str) -> Json:
-        """The effective config with the model that the default stands for."""
-        if what != "client" and effective.get("model") is None and (model := self.models.default()):
-            return {**effective, "model": model}
-        return effective
-
-    async def patch(
-        self, call: Call, scope: str, patch: Json, rev: int | None, apply: Literal["next_step", "now"]
-    ) -> Patched:
-        """Patch a scope's config (protocol section 6).
-
-        Raises:
-            Fault: scope.unknown, run.closed, config.conflict, config.invalid.
-        """
-        what, id, topic = await self._scope(call, scope)
-        await self._view(call, what, id, topic)  # loads what the layers need, so that the next look awaits nothing
-        document, below, struct, current = await self._view(call, what, id, topic)
-        run = self._find(topic, id) if what == "run" else None
-        if what == "run" and run is None:
-            raise await self._closed(topic, id)
-        try:
-            compare(rev, current, self._named(layered(*below, document), what))
-            fresh = patched(document, patch, struct, *below)
-            self._check_model(patch)
-        except Fault:
-            await topic.settled()
-            raise
-        tx: Transaction = call.tx
-        event = ClientConfig if what == "client" else ConfigPatched
-        at = tx.append(topic, event(scope, current + 1, patch, call.me.id))
-        applies: Literal["next_step", "now"] = "next_step"
-        if apply == "now" and run is not None and run.in_model_call:
-            applies = "now"
-            tx.after(run.restart_step)
-        effective = self._named(layered(*below, fresh), what)
-        result = Patched(current + 1, effective, applies, {topic.name: at})
-        await call.commit(result, "config_commit")
-        return result
-
-    def _check_model(self, patch: Json) -> None:
-        """A model that nobody serves, or that its vendor lacks, is refused where it is set rather than by a step.
-
-        Raises:
-            Fault: config.invalid.
-        """
-        for path, document in (("$", patch), ("$.llm", patch.get("llm"))):
-            if not isinstance(document, dict):
-                continue
-            names = [(f"{path}.model", document.get("model"))]
-            names += [(f"{path}.fallbacks[{i}]", name) for i, name in enumerate(document.get("fallbacks") or [])]
-            for at, name in names:
-                if isinstance(name, str):
-                    try:
-                        self.models.check_now(name)
-                    except Fault as e:
-                        raise Fault("config.invalid", e.message, path=at) from None
-
-    def _check_effective(self, config: Json) -> None:
-        """The model that a run will use; with fallbacks it may fail.
-
-        Raises:
-            Fault: model.unknown.
-            ProviderError: Its vendor refuses it, as far as that is known.
-        """
-        name = config.get("model") or self.models.default()
-        if name is not None and not config.get("fallbacks"):
-            self.models.check_now(name)
-
-    async def patch_as(self, user: User, client: str, scope: str, patch: Json) -> Json:
-        """Patch for a plugin or a tool, by the same way as clients do; gives the effective config."""
-        call = Call(user, client, begin=self.topics.begin)
-        result = await self.patch(call, scope, patch, None, "next_step")
-        await call.commit(result)
-        return result.effective
-
     # start and stop of the hub
 
     async def recover(self) -> None:
@@ -833,10 +618,14 @@ class Engine:
             self._release(home)
 
     async def drain(self, seconds: float) -> None:
-        """Let runs come to their end, then interrupt those that have not."""
+        """Let runs come to their end, then interrupt those that have not; paused ones at once."""
         runs = [home.active.task for home in self._homes.values() if home.active and home.active.task]
         waiting = [h.active for h in self._homes.values() if h.active and _only_asks(h.topic.state, h.active.id)]
-        busy = {t for t in runs if all(t is not r.task for r in waiting)}
+        idle = [
+            *waiting,
+            *(h.active for h in self._homes.values() if h.active and h.active.object["status"] == "paused"),
+        ]
+        busy = {t for t in runs if all(t is not r.task for r in idle)}
         if busy and seconds > 0:
             await asyncio.wait(busy, timeout=seconds)
         for home in list(self._homes.values()):
@@ -867,23 +656,11 @@ def _only_asks(state: Json, run: str) -> bool:
     """Whether open asks are all that a run waits for: no open step or part, and each running call has its ask."""
     object = state["runs"][run]
     asked = {a.get("call") for a in state["asks"].values() if a["run"] == run}
-    if not asked or object["status"] == "queued" or object.get("open_step") is not None:
+    if not asked or object["status"] == "queued" or object.get("open_steps"):
         return False
     running = {call for call, t in state["tools"].items() if t["run"] == run and t["status"] == "running"}
     parts_open = any(p.get("open") for m in state["messages"] if m.get("run") == run for p in m["parts"])
     return running <= asked and not parts_open
-
-
-def _edited(tool: Tool | None, args: Any) -> Json:
-    if not isinstance(args, dict):
-        raise Fault("ask.invalid", "Edited arguments are an object.", path="$.data.args")
-    if tool is not None:
-        try:
-            tool.check(args)
-        except Fault as e:
-            path = str(e.data.get("path", "$")).replace("$", "$.data.args", 1)
-            raise Fault("ask.invalid", e.message, path=path) from None
-    return args
 
 
 def _check_input(parts: list[InputPart]) -> None:

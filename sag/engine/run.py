@@ -10,47 +10,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from sag.engine import transcript
-from sag.engine.approvals import Verdict
+from sag.engine.agent import ASSISTANT, Agent, Speaker
+from sag.engine.asks import Answer
 from sag.engine.attempts import Attempts
+from sag.engine.calls import Calls
 from sag.engine.config import defaults, layered, validate
-from sag.engine.context import CallContext
-from sag.engine.ends import RunEnded, RunLimit, ToolLost
+from sag.engine.ends import RunEnded, RunLimit
 from sag.engine.fitting import Count, count, fit_files, fit_length, less, room
 from sag.engine.models import make_request
 from sag.engine.toolbox import Toolbox, ToolSource, common_box, legal_name
 from sag.engine.writer import Ear, PartWriter
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
-from sag.hooks.provider import (
-    Message,
-    ModelRequest,
-    Provider,
-    ProviderError,
-    text_message,
-)
-from sag.hooks.tool import BlobContent, Content, Result, Sampled, SampleMessage, Tool, ToolError, plain_json
+from sag.hooks.provider import CallFragment, ModelRequest, Provider, ProviderError
+from sag.hooks.tool import Tool
 from sag.ops.dispatch import User
 from sag.schema.events import (
-    AskOpen,
+    AgentClose,
+    AgentOpen,
     ConfigApplied,
     Event,
-    InboxAskOpen,
     InboxRun,
     MessageAdd,
     RunError,
     RunPatch,
     StepClose,
     StepOpen,
-    ToolClose,
-    ToolOpen,
-    ToolStatus,
     Usage,
 )
 from sag.schema.ids import new_id, now_ms
@@ -62,20 +54,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sag.engine")
 Json = dict[str, Any]
 
-MAX_RESULT = 256 << 10
-SAMPLE_TOKENS = 4096
 TRIMS = 4
 CONNECT_S = 3.0  # that a run waits for connectors that are just starting
-APPROVAL = ["allow_once", "allow_run", "allow_always", "deny"]
-
-
-class Answer(Struct):
-    """How an ask was settled: the choice, None where nobody made one; a form's data; edited arguments."""
-
-    choice: str | None
-    data: Json | None = None
-    args: Json | None = None
-    by: str | None = None
 
 
 class Step(Struct):
@@ -94,6 +74,30 @@ class Step(Struct):
     text: str
     finish: str
     usage: Usage | None
+
+
+class Turn(Struct):
+    """What an agent said in a turn that is over.
+
+    Attributes:
+        agent: Who, None for the assistant.
+        msg: The message that ended it.
+        text: Its text.
+    """
+
+    agent: str | None
+    msg: str
+    text: str
+
+
+class _Round:
+    """A model call in flight."""
+
+    __slots__ = ("restarts", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Step] | None = None
+        self.restarts = False
 
 
 class Run:
@@ -125,15 +129,17 @@ class Run:
         self._engine = engine
         self._topics = engine.topics
         self._topic = home.topic
-        self._model_call: asyncio.Task[Step] | None = None
-        self._restart = False
+        self._rounds: dict[int, _Round] = {}  # by step
+        self._writers: dict[int, PartWriter | Ear] = {}  # of the steps that are open
         self._config: tuple[tuple[int, bool], Any] | None = None  # and the revision that it is of
-        self.writer: PartWriter | Ear | None = None  # of the newest step
         self._failed: set[str] = set()  # models
         self._active = 0
         self._asking = 0
+        self._held = 0
+        self._goes_on, self._quiet = asyncio.Event(), asyncio.Event()
+        self._quiet.set()
         self._offered: list[Tool] | None = None
-        self._sampling = asyncio.Lock()
+        self.tool_calls = Calls(self)
 
     # what the run is like now
 
@@ -169,20 +175,51 @@ class Run:
         """The run's own messages, the last one first; in a long conversation it stands near the end."""
         return (m for m in reversed(self.state["messages"]) if m.get("run") == self.id)
 
-    def _last_round(self) -> Json | None:
-        """The newest assistant's message, if the round that wrote it came to its end."""
-        last = next((m for m in self._newest() if m["role"] == "assistant"), None)
+    def _last_words(self, agent: str | None) -> Json | None:
+        """An agent's newest message, if the round that wrote it came to its end."""
+        last = next((m for m in self._newest() if m["role"] == "assistant" and m.get("agent") == agent), None)
         return None if last is None or _is_cut(last) else last
+
+    def _is_over(self, message: Json) -> bool:
+        """Whether an agent's turn ended with a message: it called nothing, or what ends its turn."""
+        calls = {p["call"] for p in message["parts"] if p["kind"] == "tool_args"}
+        made = [transcript.newest(self.state["tools"], call) for call in calls]
+        return not calls or any(tool is not None and tool.get("ends") and tool["status"] == "ok" for tool in made)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the newest message is a user's."""
+        last = next(self._newest(), None)
+        return last is not None and last["role"] == "user"
 
     @property
     def wants_step(self) -> bool:
         """Whether the model's turn is next: something is unread, a tool answered, or a round was cut."""
         last = next(self._newest(), None)
-        if last is None:
-            return False
-        if last["role"] == "user" or _is_cut(last):
-            return True
-        return any(p["kind"] == "tool_args" for p in last["parts"])
+        return last is not None and (last["role"] == "user" or _is_cut(last) or not self._is_over(last))
+
+    def said(self) -> list[str]:
+        """What users said in the run, in order."""
+        return [_text(m) for m in self.messages() if m["role"] == "user"]
+
+    def rounds(self) -> list[Json]:
+        """The messages of the model rounds that came to their end, in order, whoever had them."""
+        return [m for m in self.messages() if m["role"] == "assistant" and not _is_cut(m)]
+
+    def turns(self) -> list[Turn]:
+        """The turns that are over, in order, whoever had them."""
+        return [Turn(m.get("agent"), m["msg"], _text(m)) for m in self.rounds() if self._is_over(m)]
+
+    def calls(self, *names: str) -> list[Json]:
+        """The run's tool calls as its state has them, with their ids as `call`; those of some tools, or all."""
+        tools = self.state["tools"].items()
+        return [{"call": id, **t} for id, t in tools if t["run"] == self.id and (not names or t["name"] in names)]
+
+    @property
+    def data(self) -> Json:
+        """What the run kind keeps with the run (`update`)."""
+        data: Json = self.object.get("data") or {}
+        return data
 
     # telling
 
@@ -211,19 +248,115 @@ class Run:
         if object["status"] != patch["status"]:
             tx.append(self.home.inbox, InboxRun(self.id, self.conv, {"status": patch["status"]}))
 
-    def _mark(self, active: int = 0, asking: int = 0) -> None:
-        """Count what works and what waits for a person; a run in which only the latter is left is `waiting`."""
+    async def update(self, patch: Json) -> None:
+        """Keep what the run kind wants to know and show: a merge patch on the run's `data`, told to everybody."""
+        await self.emit(RunPatch(self.id, {"data": patch}))
+
+    async def together(self, work: Sequence[Awaitable[Any]]) -> None:
+        """Do several things at once; the first that fails ends the others."""
+        tasks = [asyncio.ensure_future(w) for w in work]
+        try:
+            for task in asyncio.as_completed(tasks):
+                await task
+        finally:
+            for one in tasks:
+                one.cancel()
+            if tasks:
+                ended, _ = await asyncio.wait(tasks, timeout=5)
+                for one in ended:
+                    if not one.cancelled():
+                        one.exception()  # the first was told, the others are known
+
+    def _mark(self, active: int = 0, asking: int = 0, held: int = 0) -> None:
+        """Count what works, waits for a person, and is held; a run in which nothing works is `waiting` or `paused`."""
         self._active += active
+        if self._active:
+            self._quiet.clear()
+        else:
+            self._quiet.set()
         self._asking += asking
-        status = "waiting" if self._asking and not self._active else "running"
+        self._held += held
+        idle = "waiting" if self._asking else "paused" if self._held else "running"
+        status = "running" if self._active else idle
         if not self.closed and not self._topic.lost and self.object["status"] != status:
             tx = self._topics.begin()
             self.set_status(tx, {"status": status})
             tx.submit()
 
+    # pause
+
+    def pause(self, tx: Transaction, paused: bool) -> None:
+        """Hold the run before its next step, or let it go on."""
+        tx.append(self._topic, RunPatch(self.id, {"paused": True if paused else None}))
+        if not paused:
+            tx.after(self._goes_on.set)
+
+    def stop(self) -> None:
+        """End the run when its step is over; one that is held makes no further step."""
+        self.stop_after_step = True
+        self._goes_on.set()
+
+    async def _heed_stop(self) -> None:
+        """End the run where that is wanted, as soon as the steps and calls of others are over too."""
+        if self.stop_after_step:
+            await self._quiet.wait()
+            raise RunEnded
+
+    async def _hold(self) -> None:
+        """Wait as long as the run is paused."""
+        while self.object.get("paused") and not self.stop_after_step:
+            self._goes_on.clear()
+            self._mark(held=1)
+            try:
+                await self._goes_on.wait()
+            finally:
+                self._mark(held=-1)
+
     # steps
 
-    async def step(self, *, agent: str | None = None, system: str | None = None) -> Step:
+    async def turn(self, agent: Speaker = ASSISTANT, *, strict: bool = False, parallel: bool = True) -> Turn:
+        """An agent's turn: rounds and their tool calls, until it has answered. One that was cut goes on where it was.
+
+        Args:
+            agent: Who, or what makes the agent of the config that each step runs on.
+            strict, parallel: As of `tools`.
+
+        Raises:
+            RunLimit, ProviderError: As `step`.
+        """
+        who = self._agent(agent)
+        if not isinstance(agent, Agent):  # whatever a patch makes of its name, the turn is this one's
+            make = agent
+
+            def agent(config: Any) -> Agent:
+                return msgspec.structs.replace(make(config), name=who.name)
+
+        async with self.acting(who):
+            last = self._last_words(who.name)
+            if last is None or self._is_over(last):
+                await self.step(agent)
+            while (last := self._last_words(who.name)) is not None:
+                await self.tools(agent, strict=strict, parallel=parallel)
+                if self._is_over(last):
+                    return Turn(who.name, last["msg"], _text(last))
+                await self.step(agent)
+            raise RunEnded  # its message is gone
+
+    @contextlib.asynccontextmanager
+    async def acting(self, agent: Agent) -> AsyncIterator[None]:
+        """Tell that an agent acts, as long as the context lasts; a turn tells it by itself."""
+        if agent.name is not None and self.object.get("agents", {}).get(agent.name) != "open":
+            await self.emit(AgentOpen(self.id, agent.name, agent.title, now_ms()))
+        try:
+            yield
+        finally:
+            if agent.name is not None and not self.closed and not self._topic.lost:
+                self.emit(AgentClose(self.id, agent.name))
+
+    def _agent(self, agent: Speaker) -> Agent:
+        return agent if isinstance(agent, Agent) else agent(self.config())
+
+    async def step(self, agent: Speaker = ASSISTANT) -> Step:
         """One model round on the config of this moment.
 
         Where its model fails and the config names others, the step ends with `fallback` and the next model takes over
@@ -232,56 +365,79 @@ class Run:
         Its last commit is not waited for: what is told after it is kept after it or not at all.
 
         Args:
-            agent: On whose behalf.
-            system: A system prompt in place of the config's.
+            agent: Who, or what makes the agent of the config that the step runs on.
 
         Raises:
             RunLimit: The rounds or a budget are used up, or the model asked for more than the caps allow.
             ProviderError: The model failed, after the retries that the config allows, and so did the fallbacks.
         """
         while True:
-            if self.stop_after_step:
-                raise RunEnded
+            await self._hold()
+            await self._heed_stop()
             await self._engine.budgets.check(self.user.id)
+            await self._offer()
+            # From here to the first event nothing is awaited: a step reads config once.
             config = self.config()
+            who = agent if isinstance(agent, Agent) else agent(config)
+            if who.settings:
+                config = msgspec.structs.replace(config, **who.settings)
             # Each round took a step, so they need not be counted before as many steps were made.
-            if self.object["step"] >= config.rounds and self._rounds() >= config.rounds:
+            if self.object["step"] >= config.rounds and self._count_rounds() >= config.rounds:
                 raise RunLimit(f"The run has used its {config.rounds} model rounds.")
             name, provider, model = self._choose(config)
-            box = await self._toolbox()
             number = self.object["step"] + 1
             msg = new_id("m")
-            events: list[Event] = [StepOpen(self.id, number, name, agent)]
+            now = now_ms()
+            events: list[Event] = [StepOpen(self.id, number, name, who.name, now)]
             rev = self.object["rev"]
             if rev > self.object.get("applied", {}).get("rev", 1):
                 events.append(ConfigApplied(f"run:{self.id}", rev, number))
-            prompt = system if system is not None else config.system
-            request = make_request(model, self._transcript(prompt, provider), box, config)
-            events.append(MessageAdd(msg, "assistant", now_ms(), [], self.id, agent, step=number))
-            writer = self.writer = PartWriter(self, msg, agent, provider.name)
+            prompt = who.system if who.system is not None else config.system
+            messages = transcript.build(self.state, self.id, prompt, legal_name, provider.name, who)
+            request = make_request(model, messages, self._box(who, config), config)
+            events.append(MessageAdd(msg, "assistant", now, [], self.id, who.name, step=number))
+            writer = PartWriter(self, msg, who.name, provider.name, name, whole=who.whole)
+            self.listen(number, writer)
+            round = self._rounds[number] = _Round()
             self._mark(active=1)
             try:
                 await self.emit(*events)
-                self._restart = False
                 work = self._round(number, msg, writer, name, provider, request, config)
-                self._model_call = asyncio.create_task(work)
+                round.task = asyncio.create_task(work)
                 try:
-                    return await self._model_call
+                    return await round.task
                 finally:
-                    self._model_call.cancel()
-                    self._model_call = None
+                    round.task.cancel()
             except asyncio.CancelledError:
-                if not self._restart or self.closed:
+                task = asyncio.current_task()
+                if not round.restarts or self.closed or (task is not None and task.cancelling()):
+                    self._cut(number, writer, "cancelled")
                     raise
                 await self._give_up(number, writer, "config")
             except ProviderError as e:
+                why = RunError(e.kind, e.message, e.retry)
                 self._failed.add(name)
                 if self.closed or self._choose(config)[0] in self._failed:
+                    self._cut(number, writer, "failed", why)
                     raise
                 log.info("run %s step %d: %s gives way: %s", self.id, number, name, e.message)
-                await self._give_up(number, writer, "fallback", RunError(e.kind, e.message, e.retry))
+                await self._give_up(number, writer, "fallback", why)
+            except RunLimit:
+                self._cut(number, writer, "limit")
+                raise
             finally:
+                del self._rounds[number]
                 self._mark(active=-1)
+
+    def listen(self, step: int, writer: PartWriter | Ear) -> None:
+        """Remember who hears what the model says in a step, for what it took."""
+        opened = self.object.get("open_steps", {})
+        self._writers = {n: w for n, w in self._writers.items() if str(n) in opened} | {step: writer}
+
+    def used(self, step: int) -> Usage | None:
+        """What a step took that is open, as far as its vendor said so."""
+        writer = self._writers.get(step)
+        return writer.usage if writer is not None else None
 
     def _choose(self, config: RunConfig) -> tuple[str, Provider, str]:
         """The model of a step: the config's, or the first of its fallbacks where that failed; the config's if all did.
@@ -298,24 +454,59 @@ class Run:
                         return other
         return first
 
-    def _transcript(self, prompt: str | None, provider: Provider) -> list[Message]:
-        return transcript.build(self.state, self.id, prompt, legal_name, provider.name)
-
-    async def _toolbox(self) -> Toolbox:
-        """What the run is offered now: of the tools that there were when it began, those that are switched on."""
+    async def _offer(self) -> None:
+        """Take what runs are offered now; it stays the same for this one."""
         if self._offered is None:
             await self._engine.extensions.connectors.settle(CONNECT_S)
             self._offered = self._engine.extensions.offered()
-        switched = self.config().tools
-        if self.source is None or not self.source.tools:
-            return common_box(tuple(self._offered), tuple(switched.items()))
-        return Toolbox(self._offered, self.source, switched)
 
-    def tool(self, key: str) -> Tool | None:
-        """A tool that the run is offered, switched on or not, by its key."""
+    def _box(self, agent: Agent, config: RunConfig) -> Toolbox:
+        """Of the tools that there were when the run began, those that are switched on and meant for an agent."""
+        offered = [*(self._offered or ()), *(self.source.tools.values() if self.source is not None else ())]
+        if agent.offered is not None:
+            offered = [tool for tool in offered if agent.offered(tool)]
+        switched = agent.settings.get("tools", config.tools)
+        if agent.own:
+            return Toolbox(offered, switched, agent.own)
+        return common_box(tuple(offered), tuple(switched.items()))
+
+    def hints(self, agent: Agent) -> list[str]:
+        """What a system prompt may say of the tools that an agent is offered, each text once.
+
+        A tool's own hint, else what its connector tells models of itself. What is offered is known from the run's first
+        step on: ask where the agent is made of the step's config.
+        """
+        connectors = self._engine.extensions.connectors
+        told: dict[str, None] = {}
+        for tool in self._box(agent, self.config()).tools:
+            entry = connectors.get(tool.connector)
+            told[(tool.hint or (entry.health.instructions if entry is not None else "")).strip()] = None
+        return [text for text in told if text]
+
+    async def _toolbox(self, agent: Agent) -> Toolbox:
+        await self._offer()
+        return self._box(agent, self.config())
+
+    def offered(self) -> list[Tool]:
+        """The tools that the run is offered and its config has on; known from its first step on."""
+        return self._box(ASSISTANT, self.config()).tools
+
+    def tool(self, key: str, call: str | None = None) -> Tool | None:
+        """A tool that the run is offered, switched on or not, by its key; that of a call which waits for a person."""
+        if call is not None and (asked := self.tool_calls.asked.get(call)) is not None:
+            return asked
         if self.source is not None and (own := self.source.tools.get(key)) is not None:
             return own
         return next((tool for tool in self._offered or () if tool.key == key), None)
+
+    def _cut(self, number: int, writer: PartWriter, finish: str, error: RunError | None = None) -> None:
+        """End a step that came to no good end, for its run may go on; what came of it stays."""
+        if self.closed or self._topic.lost or str(number) not in self.object.get("open_steps", {}):
+            return
+        tx = self._begin()
+        writer.cut(tx)
+        tx.append(self._topic, StepClose(self.id, number, finish, writer.usage, error=error))
+        tx.submit()
 
     async def _give_up(
         self,
@@ -331,20 +522,24 @@ class Run:
         self.set_status(tx, {"status": "running", "after_ms": None, "why": None})
         await tx.submit()
 
-    def _rounds(self) -> int:
+    def _count_rounds(self) -> int:
         return sum(1 for m in self.messages() if m["role"] == "assistant" and m["parts"] and not _is_cut(m))
+
+    def _in_flight(self) -> list[_Round]:
+        """The model calls in flight; one whose step is closed, if not yet committed, is none any more."""
+        opened = self.object.get("open_steps", {})
+        return [r for n, r in self._rounds.items() if r.task is not None and not r.task.done() and str(n) in opened]
 
     @property
     def in_model_call(self) -> bool:
-        """Whether a model call is in flight; one whose step is closed, if not yet committed, is none any more."""
-        task = self._model_call
-        return task is not None and not task.done() and self.object.get("open_step") is not None
+        """Whether a model call is in flight."""
+        return bool(self._in_flight())
 
-    def restart_step(self) -> None:
-        """Drop the model call in flight, if any, so that the step starts again on the config of now."""
-        if self._model_call is not None and self.in_model_call:
-            self._restart = True
-            self._model_call.cancel()
+    def restart_steps(self) -> None:
+        """Drop the model calls in flight, if any, so that their steps start again on the config of now."""
+        for round in self._in_flight():
+            round.restarts = True
+            round.task.cancel()  # type: ignore[union-attr]
 
     async def _round(
         self,
@@ -383,6 +578,7 @@ class Run:
             raise ProviderError(
                 "provider.context", "The conversation is too long for the model, however much is left out."
             )
+        writer.tell()
         tx = self._begin()
         text = writer.close(tx)
         finish = "tools" if writer.calls else writer.finish
@@ -410,387 +606,104 @@ class Run:
 
     # tools
 
-    async def tools(self) -> None:
-        """Run the calls that the newest round asked for, all at once, and wait until each is closed.
+    async def tools(self, agent: Speaker = ASSISTANT, *, strict: bool = False, parallel: bool = True) -> list[Json]:
+        """Run the calls that an agent's newest round asked for, and wait until each is closed.
 
-        A call that a restart left with an open ask goes on with its answer. Without calls this does nothing.
+        A call that a restart left with an open ask goes on with its answer; one that was lost is made again if that
+        does no harm. Without calls this does nothing.
+
+        Args:
+            agent: Whose.
+            strict: Call nothing if one of the calls does not fit its tool.
+            parallel: Call all at once, else one after the other.
+
+        Returns:
+            The calls as the state has them, with their ids as `call`.
         """
-        last = self._last_round()
+        who = self._agent(agent)
+        last = self._last_words(who.name)
         if last is None:
-            return
-        drafts: dict[str, tuple[str, str]] = {}
-        for part in last["parts"]:
-            if part["kind"] == "tool_args":
-                name, text = drafts.get(part["call"], (part.get("name", ""), ""))
-                drafts[part["call"]] = (name, text + part["text"])
-        if not drafts and not self.stop_after_step:
-            return
-        known = self.state["tools"]
-        # Before anything is waited for: an ask that is answered meanwhile is in the state no longer.
-        waiting = {a["call"]: (id, a) for id, a in self.state["asks"].items() if a.get("call") in drafts}
-        box = await self._toolbox()
-        work: list[Coroutine[Any, Any, None]] = []
-        fresh = {call: draft for call, draft in drafts.items() if call not in known}
-        if fresh:
-            wanted = {tool.key: tool for name, _ in fresh.values() if (tool := box.find(name)) is not None}
-            allowed = self.object.get("allow", {})
-            verdicts = {
-                key: await self._engine.verdict(self.user, self.client, tool, allowed) for key, tool in wanted.items()
-            }
-            tx = self._begin()
-            for call, (name, text) in fresh.items():
-                if todo := self._open_call(tx, box, verdicts, last.get("step"), call, name, text):
-                    work.append(todo)
-            self._topics.flush_deltas(self._topic, tx)
-            try:
-                await tx.submit("ask_open")
-            except BaseException:
-                for todo in work:
-                    todo.close()
-                raise
-        for call in drafts:
-            if call in known and call not in fresh and known[call]["status"] == "running":
-                # It was waiting for a person when the hub stopped.
-                work.append(self._after_restart(call, *waiting[call]) if call in waiting else self._lose(call))
-        await self._all(work)
-        if self.stop_after_step:
-            raise RunEnded
+            return []
+        ids = await self.tool_calls.settle(who, last, strict=strict, parallel=parallel)
+        await self._heed_stop()
+        tools = self.state["tools"]
+        return [{"call": id, **tools[id]} for id in ids]
 
-    async def _all(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
-        tasks = [asyncio.ensure_future(w) for w in work]
-        try:
-            for task in tasks:
-                await task
-        finally:
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=5)
+    async def add_calls(self, agent: Speaker, calls: Sequence[tuple[str, str]]) -> None:
+        """Add calls to an agent's newest round as if its model had asked for them; `tools` makes them.
 
-    def _open_call(
-        self,
-        tx: Transaction,
-        box: Toolbox,
-        verdicts: Mapping[str, Verdict],
-        step: int | None,
-        call: str,
-        name: str,
-        text: str,
-    ) -> Coroutine[Any, Any, None] | None:
-        """Open a call with a transaction; gives what remains to be done once that is committed."""
-        tool = box.find(name)
-        args: Any = None
-        fault: Fault | None = None
-        try:
-            args = msgspec.json.decode(text) if text.strip() else {}
-        except (msgspec.MsgspecError, RecursionError, UnicodeError):
-            args, fault = text, Fault("tool.args", "The arguments are not JSON; send one JSON object.", code=422)
-        if fault is None and not isinstance(args, dict):
-            fault = Fault("tool.args", "The arguments have to be a JSON object.", code=422)
-        if tool is None:
-            fault = Fault("tool.unknown", f"There is no tool {name!r}; use one of those that are offered.")
-        params: Any = None
-        if tool is not None and fault is None:
-            try:
-                params = tool.check(args)
-            except Fault as e:
-                fault = Fault("tool.args", f"The arguments do not fit: {e.message}", code=422, path=e.data.get("path"))
-        if tool is None:
-            tx.append(self._topic, ToolOpen(call, self.id, name, "", args, "write", now_ms(), step))
-        else:
-            tx.append(
-                self._topic,
-                ToolOpen(
-                    call, self.id, tool.name, tool.origin, args, tool.risk, now_ms(), step,
-                    tool.connector or None, tool.title or None,
-                ),
-            )  # fmt: skip
-        if fault is not None:
-            error = {"kind": fault.kind, "message": fault.message, **fault.data}
-            tx.append(self._topic, ToolClose(call, "invalid", 0, error=error))
-            return None
-        assert tool is not None
-        verdict = verdicts[tool.key]
-        if verdict.policy == "deny":
-            error = {"kind": "tool.denied", "message": "A policy forbids this tool."}
-            tx.append(self._topic, ToolClose(call, "denied", 0, error=error))
-            return None
-        if verdict.policy == "ask":
-            subject = {
-                "tool": tool.name,
-                "key": tool.key,
-                "origin": tool.origin,
-                "args": args,
-                "risk": tool.risk,
-                "fingerprint": tool.fingerprint,
-            }
-            if verdict.changed is not None:
-                subject["changed"] = {"before": verdict.changed, "after": tool.definition}
-            whose = f" of {tool.connector}" if tool.connector else ""
-            title = f"Allow {tool.title or tool.name}{whose}?"
-            options = APPROVAL if verdict.always else [o for o in APPROVAL if o != "allow_always"]
-            ask = self.open_ask(tx, "approval", title, options, call=call, subject=subject, schema=tool.input)
-            return self._after_approval(call, tool, params, ask)
-        return self._execute(call, tool, params)
-
-    async def _after_approval(self, call: str, tool: Tool, params: Any, ask: str) -> None:
-        answer = await self.answer(ask)
-        if not await self._denied(call, answer):
-            await self._execute(call, tool, params if answer.args is None else tool.check(answer.args))
-
-    async def _denied(self, call: str, answer: Answer) -> bool:
-        """Whether an approval was not given; the call is closed then."""
-        if answer.choice in ("allow_once", "allow_run", "allow_always"):
-            return False
-        nobody = answer.choice is None or answer.by is None
-        why = "Nobody answered in time." if nobody else "The user denied this call."
-        await self._close_call(call, "denied", 0, error={"kind": "tool.denied", "message": why})
-        return True
-
-    async def _lose(self, call: str) -> None:
-        await self._close_call(call, "lost", 0)
-
-    async def _after_restart(self, call: str, ask: str, asked: Json) -> None:
-        """Run an approved call, if its tool is the one that was shown; any other one again, if that does no harm."""
-        opened = self.state["tools"][call]
-        key = f"{opened['connector']}/{opened['name']}" if opened.get("connector") else opened["name"]
-        subject = asked.get("subject") or {}
-        approved = asked["kind"] == "approval" and subject.get("key", subject.get("tool")) == key
-        answer = await self.answer(ask)
-        if approved and await self._denied(call, answer):
-            return
-        tool = (await self._toolbox()).find(key)
-        if tool is None:  # its connector may be slower than the hub was
-            self._offered = None
-            tool = (await self._toolbox()).find(key)
-        if tool is None or not (approved or tool.idempotent):
-            await self._lose(call)
-        elif approved and subject.get("fingerprint", tool.fingerprint) != tool.fingerprint:
-            error = {"kind": "tool.lost", "message": "The tool has changed since it was asked about."}
-            await self._close_call(call, "lost", 0, error=error)
-        else:
-            try:
-                params = tool.check(opened["args"] if answer.args is None else answer.args)
-            except Fault as e:  # while the tool was not there, edited arguments could not be checked
-                error = {"kind": "tool.args", "message": f"The arguments do not fit: {e.message}"}
-                await self._close_call(call, "invalid", 0, error=error)
-            else:
-                await self._execute(call, tool, params, answer if asked["kind"] != "approval" else None)
-
-    async def _execute(self, call: str, tool: Tool, params: Any, given: Answer | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        status: ToolStatus = "error"
-        result: Any = None
-        ref: str | None = None
-        error: Json | None = None
-        context = CallContext(self, call, tool, given)
-        self._mark(active=1)
-        try:
-            async with asyncio.timeout(tool.timeout_s) as limit:
-                context.limit = limit
-                given_back = await tool.call(params, context)
-            result, ref = await self._keep_result(given_back, tool)
-            status = "ok"
-        except TimeoutError:
-            timed_out = limit.expired()
-            status = "timeout" if timed_out else "error"
-            message = f"No answer within {context.limit_s:g} s." if timed_out else "The tool timed out."
-            error = {"kind": "tool.timeout", "message": message}
-        except ToolError as e:
-            error = {"kind": e.kind, "message": str(e)[:10_000]}
-        except ToolLost as e:
-            status, error = "lost", {"kind": "tool.lost", "message": str(e)}
-        except Fault as e:
-            error = {"kind": e.kind, "message": e.message}
-        except (asyncio.CancelledError, RunEnded, RunLimit):
-            context.cancelled = True
-            raise
-        except Exception as e:
-            log.exception("run %s: tool %s failed", self.id, tool.name)
-            error = {"kind": "tool.error", "message": f"The tool failed ({type(e).__name__})."}
-        finally:
-            context.end()
-            self._mark(active=-1)
-        ms = round((loop.time() - began) * 1000)
-        await self._close_call(call, status, ms, result=result, error=error, ref=ref)
-
-    async def _close_call(
-        self,
-        call: str,
-        status: ToolStatus,
-        ms: int,
-        *,
-        result: Any = None,
-        error: Json | None = None,
-        ref: str | None = None,
-    ) -> None:
-        await self.emit(ToolClose(call, status, ms, result, error, ref), crash="tool_done_before_commit")
-
-    async def _keep_result(self, given: Any, tool: Tool) -> tuple[Any, str | None]:
-        """A tool's result as plain JSON, its bytes as files of the user; and the file of one that is shown cut.
+        Args:
+            agent: Whose.
+            calls: Name and arguments, as JSON, of at least one.
 
         Raises:
-            ToolError: It is no JSON, or larger than a file may be.
-            Fault: store.full and its like.
+            RunLimit: They are more, or larger, than the caps allow.
         """
-        if isinstance(given, Result):
-            plain: Any = {"content": [await self._engine.keep_content(self.user, item) for item in given.content]}
-            if given.data is not None:
-                plain["data"] = plain_json(given.data)
-        else:
-            plain = plain_json(given)
-        body = msgspec.json.encode(plain)
-        if len(body) <= MAX_RESULT:
-            return plain, None
-        whole, mime = (plain.encode(), "text/plain") if isinstance(plain, str) else (body, "application/json")
-        if len(whole) > self._engine.file_bytes:
-            raise ToolError(f"The tool's result is too large ({len(whole)} bytes).")
-        name = f"{tool.name}.{'txt' if isinstance(plain, str) else 'json'}"
-        kept = await self._engine.blobs.put(self.user.id, whole, mime, name)
-        note = f"[cut: the result has {len(whole)} bytes]"
-        if isinstance(plain, dict) and isinstance(plain.get("content"), list):
-            shown = _shortened(plain["content"], MAX_RESULT // 4)
-            return {"content": [*shown, {"kind": "text", "text": note}]}, kept.ref
-        return f"{whole[: MAX_RESULT // 4].decode(errors='ignore')}\n{note}", kept.ref
-
-    # what a tool asks the model
-
-    async def sample(
-        self,
-        call: str,
-        tool: Tool,
-        messages: Sequence[SampleMessage],
-        system: str | None,
-        max_tokens: int | None,
-        temperature: float | None,
-        stop: list[str] | None,
-    ) -> Sampled:
-        """Ask the run's model what a tool wants to know, once a person has allowed it, in a step of its own.
-
-        Raises:
-            ToolError: It was denied, or the model failed.
-            RunLimit: A budget is used up.
-        """
-        key = f"{tool.key}#model"
-        asked = [text_message(m.role, "\n".join(_content_words(c) for c in m.content)) for m in messages]
-        if key not in self.object.get("allow", {}):
-            tx = self._begin()
-            shown = [{"role": m.role, "text": m.text[:2000]} for m in asked]
-            subject = {"tool": tool.name, "key": key, "origin": tool.origin, "system": system, "messages": shown}
-            title = f"Let {tool.title or tool.name} ask the model?"
-            ask = self.open_ask(
-                tx, "approval", title, [o for o in APPROVAL if o != "allow_always"], call=call, subject=subject
-            )
-            await tx.submit("ask_open")
-            self._mark(active=-1)
-            try:
-                answer = await self.answer(ask)
-            finally:
-                self._mark(active=1)
-            if answer.choice not in ("allow_once", "allow_run"):
-                raise ToolError("The user did not let the tool ask the model.")
-        async with self._sampling:  # a run has one step at a time
-            return await self._sample(tool, asked, system, max_tokens, temperature, stop)
-
-    async def _sample(
-        self,
-        tool: Tool,
-        asked: list[Message],
-        system: str | None,
-        max_tokens: int | None,
-        temperature: float | None,
-        stop: list[str] | None,
-    ) -> Sampled:
-        await self._engine.budgets.check(self.user.id)
-        config = self.config()
-        name, provider, model = self._choose(config)
-        number = self.object["step"] + 1
-        ear = self.writer = Ear(self)
-        await self.emit(StepOpen(self.id, number, name, tool.origin))
-        began = asyncio.get_running_loop().time()
-        wanted = msgspec.structs.replace(
-            config,
-            max_tokens=min(max_tokens or SAMPLE_TOKENS, config.max_tokens or SAMPLE_TOKENS),
-            temperature=config.temperature if temperature is None else temperature,
-            stop=stop[:4] if stop else None,
-        )
-        messages = [*([text_message("system", system)] if system else []), *asked]
-        request = make_request(model, messages, Toolbox((), None, {}), wanted)
-        try:
-            exchange = await Attempts(self, number, name, provider, request, wanted, ear).run()
-        except ProviderError as e:
-            self.emit(StepClose(self.id, number, "failed", ear.usage, error=RunError(e.kind, e.message, e.retry)))
-            raise ToolError(f"The model failed: {e.message}") from None
-        except BaseException:  # the tool may have given up waiting, and its run goes on
-            if not self.closed and not self._topic.lost:
-                self.emit(StepClose(self.id, number, "cancelled", ear.usage))
-            raise
-        ms = round((asyncio.get_running_loop().time() - began) * 1000)
-        await self.emit(StepClose(self.id, number, ear.finish, ear.usage, ms, exchange.request))
-        return Sampled(ear.text, name, ear.finish)
+        last = self._last_words(self._agent(agent).name)
+        if last is None:
+            raise RunEnded  # its message is gone
+        writer = PartWriter(self, last["msg"], last.get("agent"), "", "")
+        writer.take([CallFragment(i, name=name, arguments=text) for i, (name, text) in enumerate(calls)])
+        tx = self._begin()
+        writer.close(tx)
+        await tx.submit()
 
     # asks
 
-    def open_ask(
+    async def ask(
         self,
-        tx: Transaction,
-        kind: Literal["approval", "form", "url", "choice"],
+        name: str,
         title: str,
-        options: list[str],
+        options: list[str] | None = None,
         *,
-        call: str | None = None,
-        subject: Json | None = None,
         schema: Json | None = None,
-        url: str | None = None,
+        subject: Json | None = None,
         expires_s: float | None = None,
-        on_expiry: str = "deny",
-    ) -> str:
-        """Open an ask with a transaction; `answer` waits for it once that is committed."""
-        ask, now = new_id("a"), now_ms()
-        expires_at = now + round((expires_s or self._engine.ask_s) * 1000)
-        tx.append(
-            self._topic,
-            AskOpen(ask, self.id, kind, title, options, expires_at, on_expiry, now, call, subject, schema, url),
-        )
-        tx.append(self.home.inbox, InboxAskOpen(ask, self.conv, self.id, kind, title))
-        return ask
+    ) -> Answer:
+        """Ask a person on the run kind's behalf: a choice, or a form. A run that goes on gets the answer that it had.
+
+        Args:
+            name: What tells the question from others of the run.
+            title: What is asked.
+            options: The choices, the last of which stands if nobody answers in time; of a form the first sends it.
+            schema: JSON Schema of a form.
+            subject: What the page may show beside it.
+        """
+        if (given := self.object.get("answers", {}).get(name)) is not None:
+            return Answer(given.get("choice"), given.get("data"), by=given.get("by"))
+        ask = next((id for id, a in self.state["asks"].items() if a["run"] == self.id and a.get("name") == name), None)
+        if ask is None:
+            choices = options or (["accept", "decline"] if schema else ["yes", "no"])
+            tx = self._begin()
+            ask = self.open_ask(
+                tx, "form" if schema else "choice", title, choices, name=name, schema=schema, subject=subject,
+                expires_s=expires_s, on_expiry=choices[-1],
+            )  # fmt: skip
+            await tx.submit("ask_open")
+        return await self.answer(ask)
+
+    def open_ask(self, tx: Transaction, kind: Any, title: str, options: list[str], **more: Any) -> str:
+        """Open an ask with a transaction; `answer` waits for it once that is committed (`Asks.open`)."""
+        return self._engine.asks.open(tx, self.home, self.id, kind, title, options, **more)
 
     async def answer(self, ask: str) -> Answer:
         """Wait until an ask is settled; if whoever waits gives it up while the run goes on, it is closed."""
         self._mark(asking=1)
         try:
-            return await self._engine.settled(self, ask)
+            return await self._engine.asks.settled(self, ask)
         except asyncio.CancelledError:
             if not self.closed and not self._topic.lost and ask in self.state["asks"]:
                 tx = self._begin()
-                self._engine.give_up(tx, self.home, ask)
+                self._engine.asks.give_up(tx, self.home, ask)
                 tx.submit()
             raise
         finally:
             self._mark(asking=-1)
 
 
-def _shortened(content: list[Any], limit: int) -> list[Any]:
-    """Content that is too long: as many of its items as fit, the small ones first, and a text as far as it fits."""
-    sizes = [len(msgspec.json.encode(item)) for item in content]
-    out: dict[int, Any] = {}
-    for i in sorted(range(len(content)), key=sizes.__getitem__):
-        item = content[i]
-        if sizes[i] <= limit:
-            out[i] = item
-            limit -= sizes[i]
-        elif isinstance(item, dict) and isinstance(text := item.get("text"), str):
-            out[i] = {**item, "text": text.encode()[:limit].decode(errors="ignore")}
-            break
-    return [out[i] for i in sorted(out)]
-
-
-def _content_words(item: Content) -> str:
-    """An item as words: what a tool asks the model is text."""
-    if isinstance(item, BlobContent):
-        return f"[{item.mime}{': ' if item.name else ''}{item.name}]"
-    return transcript.content_text({"content": [plain_json(item)]})
+def _text(message: Json) -> str:
+    """The words of a message."""
+    return "".join(p.get("text") or "" for p in message["parts"] if p["kind"] == "text")
 
 
 def _counter(provider: Provider) -> Count:

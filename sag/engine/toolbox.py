@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -61,23 +61,33 @@ class Toolbox:
     """One run's tools.
 
     Args:
-        tools: The hub's tools.
-        source: The session that started the run, if it lives.
+        tools: Those of the hub and of the session that started the run.
         switched: Which are off or on, by key or by connector; one that is not named is on.
+        own: Tools of the run kind's; they are always on, and go before others of their names.
     """
 
-    def __init__(self, tools: Iterable[Tool], source: ToolSource | None, switched: Mapping[str, bool]) -> None:
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        switched: Mapping[str, bool],
+        own: Sequence[Tool] = (),
+    ) -> None:
         self._by_legal: dict[str, Tool] = {}
         self._by_key: dict[str, Tool] = {}
         self._by_plain: dict[str, Tool | None] = {}
         self._specs: list[ToolSpec] | None = None
-        for tool in (*tools, *(source.tools.values() if source is not None else ())):
+        for tool in (*own, *tools):
             key = tool.key
-            if key not in self._by_key and is_on(tool, switched):
+            if key not in self._by_key and (tool in own or is_on(tool, switched)):
                 self._by_legal.setdefault(legal_name(tool.name, tool.connector), tool)
                 self._by_key[key] = tool
                 plain = plain_name(tool.name, tool.connector)
                 self._by_plain[plain] = None if plain in self._by_plain else tool
+
+    @property
+    def tools(self) -> list[Tool]:
+        """The tools, each once."""
+        return list(self._by_key.values())
 
     def specs(self) -> list[ToolSpec]:
         """What the model is offered."""
@@ -92,5 +102,5 @@ class Toolbox:
 
 @lru_cache(4)
 def common_box(tools: tuple[Tool, ...], switched: tuple[tuple[str, bool], ...]) -> Toolbox:
-    """The toolbox of a run whose session brings nothing: most runs have the same one, step after step."""
-    return Toolbox(tools, None, dict(switched))
+    """The toolbox of a step whose run kind brings nothing: most have the same one, run after run."""
+    return Toolbox(tools, dict(switched))

@@ -11,15 +11,22 @@ from typing import Any
 
 import msgspec
 
+from sag.engine.agent import ASSISTANT, Agent
 from sag.hooks.provider import CallRequest, FilePart, Message, Part, TextPart, ThoughtPart, text_message
 
 Json = dict[str, Any]
 
 CUT = "[the reply was interrupted here]"
+GO_ON = "[nobody has said anything since; go on]"
 
 
 def build(
-    state: Json, run: str, system: str | None, legal: Callable[[str, str], str], provider: str = ""
+    state: Json,
+    run: str,
+    system: str | None,
+    legal: Callable[[str, str], str],
+    provider: str = "",
+    me: Agent = ASSISTANT,
 ) -> list[Message]:
     """The messages for the next step of a run. Files are in it by their `ref`, as `Attached`.
 
@@ -29,26 +36,44 @@ def build(
         system: The system prompt.
         legal: Makes of a tool's name and its connector a name that every vendor takes.
         provider: Whose thoughts go back as they were; those of others are words alone.
+        me: Through whose eyes: its own words are the assistant's, those of others the user's.
     """
     runs, tools = state["runs"], state["tools"]
     mine = runs[run].get("begun", 0)
-    order: dict[str | None, int] = {None: -1, run: mine}
-    for id, other in runs.items():
-        if id != run and 0 < other.get("begun", 0) < mine:
-            order[id] = other["begun"]
-    chosen = [m for m in state["messages"] if m.get("run") in order]
-    chosen.sort(key=lambda m: order[m.get("run")])  # stable: within a run, as they came
     out = [text_message("system", system)] if system else []
-    last_of_run = {m.get("run"): m["msg"] for m in chosen if m["role"] == "assistant"}
+    if me.brief is not None:
+        out += [msgspec.structs.replace(m, parts=list(m.parts)) for m in me.brief]  # files are read into what is sent
+        own = [m for m in state["messages"] if m.get("run") == run]
+        heard = [m["msg"] for m in own if m["role"] == "user"][1:] if me.hears else []
+        chosen = [m for m in own if (me.recalls and _is_of(m, me.name)) or m["msg"] in heard]
+    else:
+        order: dict[str | None, int] = {None: -1, run: mine}
+        for id, other in runs.items():
+            if id != run and 0 < other.get("begun", 0) < mine:
+                order[id] = other["begun"]
+        chosen = [m for m in state["messages"] if m.get("run") in order]
+        chosen.sort(key=lambda m: order[m.get("run")])  # stable: within a run, as they came
+    last = {(m.get("run"), m.get("agent")): m["msg"] for m in chosen if m["role"] == "assistant"}
     for message in chosen:
         if message["role"] == "user":
             out.append(Message("user", _input(message["parts"])))
-        else:
-            cut = is_cut(message)
-            of = message.get("run")
-            if not cut or (of != run and last_of_run[of] == message["msg"]):
-                out += _assistant(message, tools, legal, cut, provider)
+            continue
+        cut = is_cut(message)
+        of, agent = message.get("run"), message.get("agent")
+        if cut and (of == run or last[of, agent] != message["msg"]):
+            continue
+        if agent == me.name:
+            out += _assistant(message, tools, legal, cut, provider)
+        elif words := "".join(p["text"] for p in message["parts"] if p["kind"] == "text").strip():
+            title = runs.get(of, {}).get("titles", {}).get(agent) or agent or "assistant"
+            out.append(text_message("user", f"{title}: {words}" if me.marked else words))
+    if me.name is not None and out and out[-1].role == "assistant":
+        out.append(text_message("user", GO_ON))  # vendors refuse a request that ends with the model's own words
     return out
+
+
+def _is_of(message: Json, agent: str | None) -> bool:
+    return message["role"] == "assistant" and message.get("agent") == agent
 
 
 class Attached(FilePart, tag="attached"):
@@ -96,7 +121,7 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str, str], str], cut
             thoughts = ""
         if part["kind"] == "text":
             _add_text(out, part["text"], "")
-        elif part["kind"] == "tool_args" and part["call"] not in called and (tool := tools.get(part["call"])):
+        elif part["kind"] == "tool_args" and part["call"] not in called and (tool := newest(tools, part["call"])):
             called.add(part["call"])
             out.append(
                 CallRequest(part["call"], legal(tool["name"], tool.get("connector") or ""), argument_text(tool["args"]))
@@ -112,12 +137,17 @@ def _assistant(message: Json, tools: Json, legal: Callable[[str, str], str], cut
     return [Message("assistant", out), *answers]
 
 
+def newest(tools: Json, call: str) -> Json | None:
+    """A call as it was made last: one that was lost may have been made again under another id."""
+    tool: Json | None = tools.get(call)
+    while tool is not None and (repeated := tool.get("repeated")) is not None:
+        tool = tools[repeated]
+    return tool
+
+
 def is_cut(message: Json) -> bool:
     """Whether what the model said was cut; what a tool wrote while it worked is not the model's."""
-    for part in message["parts"]:  # of every message of the conversation, in each step
-        if (part["open"] or part.get("partial")) and part["kind"] != "tool_output":
-            return True
-    return False
+    return any((part["open"] or part.get("partial")) and part["kind"] != "tool_output" for part in message["parts"])
 
 
 def _files(tool: Json) -> list[Part]:

@@ -35,6 +35,8 @@ class PartWriter:
         msg: The message.
         agent: On whose behalf.
         provider: Who answers: thoughts go back to it alone.
+        model: Which of its models, by its full name.
+        whole: Tell nothing before `tell`.
 
     Attributes:
         parts: The numbers of the parts so far.
@@ -45,8 +47,11 @@ class PartWriter:
         usage: What the attempts so far took, as far as their vendor said; each is priced by itself.
     """
 
-    def __init__(self, run: Run, msg: str, agent: str | None, provider: str) -> None:
-        self._run, self._msg, self._agent, self._provider = run, msg, agent, provider
+    def __init__(
+        self, run: Run, msg: str, agent: str | None, provider: str, model: str, *, whole: bool = False
+    ) -> None:
+        self._run, self._msg, self._agent, self._provider, self._model = run, msg, agent, provider, model
+        self._kept: list[Chunk] | None = [] if whole else None
         self._topics, self._topic = run._topics, run._topic
         self._limit = run._engine.part_bytes
         self._text: tuple[str, int] | None = None  # kind and number of the open text or reasoning part
@@ -72,6 +77,12 @@ class PartWriter:
             raise RunEnded
         if self._topic.lost:
             raise self._topic.lost
+        if self._kept is not None:
+            self._kept += batch
+            for told in batch:
+                if isinstance(told, UsageChunk):  # it was taken, whether or not the rest is told
+                    self._now = _possible(told.usage)
+            return
         for chunk in batch:
             kind = type(chunk)
             if kind is Text:
@@ -87,11 +98,17 @@ class PartWriter:
             elif isinstance(chunk, Finish):
                 self.finish = chunk.reason
 
+    def tell(self) -> None:
+        """Tell what was kept back, now that the answer is complete."""
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            self.take(kept)
+
     @property
     def usage(self) -> Usage | None:
         if self._now is None:
             return self._spent
-        now = self._run._engine.models.cost(self._run.object["model"], self._now)
+        now = self._run._engine.models.cost(self._model, self._now)
         return now if self._spent is None else self._spent.plus(now)
 
     def _write(self, kind: Literal["text", "reasoning"], text: str) -> None:
@@ -172,12 +189,18 @@ class PartWriter:
             tx.submit()
             call[2], call[3] = self._new_part("tool_args", piece, call[0], call[1]), _size(piece)
 
-    def _close_part(self, tx: Transaction, part: int, replay: Json | None = None) -> None:
+    def cut(self, tx: Transaction) -> None:
+        """Close what is open as it is."""
+        for part in sorted(self._open):
+            self._close_part(tx, part, partial=True)
+        self._text = None
+
+    def _close_part(self, tx: Transaction, part: int, replay: Json | None = None, *, partial: bool = False) -> None:
         self._topics.flush_deltas(self._topic, tx)
         found = self._topic.fold.parts.get(part)  # type: ignore[attr-defined]
         since = self._thinking_since.pop(part, None)
         ms = None if since is None else max(0, now_ms() - since)
-        tx.append(self._topic, PartClose(part, len(found[1]["text"]) if found else 0, ms=ms, replay=replay))
+        tx.append(self._topic, PartClose(part, len(found[1]["text"]) if found else 0, partial, ms, replay))
         self._topics.close_part(self._topic, part)
         self._open.discard(part)
 
@@ -198,6 +221,7 @@ class PartWriter:
             tx.append(self._topic, PartDrop(part, why))
             self._topics.close_part(self._topic, part)
         self.parts, self._open, self.calls, self._text = [], set(), {}, None
+        self._kept = None if self._kept is None else []
         self._spent, self._now = self.usage, None
 
 
@@ -206,13 +230,14 @@ class Ear:
 
     Args:
         run: Whose round it is.
+        model: Which model, by its full name.
 
     Attributes:
         text, finish, usage: As of a `PartWriter`.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, model: str) -> None:
+        self._run, self._model = run, model
         self._pieces: list[str] = []
         self._spent: Usage | None = None
         self._now: Usage | None = None
@@ -242,7 +267,7 @@ class Ear:
     def usage(self) -> Usage | None:
         if self._now is None:
             return self._spent
-        now = self._run._engine.models.cost(self._run.object["model"], self._now)
+        now = self._run._engine.models.cost(self._model, self._now)
         return now if self._spent is None else self._spent.plus(now)
 
     def drop(self, tx: Transaction, why: str) -> None:

@@ -26,9 +26,10 @@ import pluggy
 from msgspec import Struct, field
 
 from sag.hooks.connectors import Connectors
-from sag.hooks.hub import Hub, MountedApp, Preset, Services, Staged, TopicFamily, one_line
+from sag.hooks.hub import Exporter, Hub, MountedApp, Preset, Services, Staged, TopicFamily, one_line
 from sag.hooks.kind import RunKind
 from sag.hooks.provider import Model, Provider
+from sag.hooks.routes import PluginRoute
 from sag.hooks.spec import Hooks
 from sag.hooks.tool import Tool
 from sag.ops.dispatch import DECODE_ERRORS, params_fault
@@ -62,6 +63,8 @@ class Extensions:
         self.kinds: dict[str, RunKind] = {}
         self.connectors = Connectors()
         self.mounts: dict[str, MountedApp] = {}
+        self.routes: dict[str, PluginRoute] = {}
+        self.exporters: dict[str, Exporter] = {}
         self.presets: dict[str, Preset] = {}
         self.version = 0
         """Grows with each change of providers and models."""
@@ -108,6 +111,8 @@ class Provides(Struct, omit_defaults=True):
     operations: list[str] = field(default_factory=list)
     connectors: list[str] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
+    routes: list[str] = field(default_factory=list)
+    exporters: list[str] = field(default_factory=list)
     presets: list[str] = field(default_factory=list)
     topics: list[str] = field(default_factory=list)
 
@@ -404,6 +409,18 @@ class PluginHost:
             else:
                 ext.mounts[path] = app
                 provides.mounts.append(path)
+        for route, function in staged.routes:
+            if any(re.sub(r"\{\w+", "{", route) == re.sub(r"\{\w+", "{", taken) for taken in ext.routes):
+                self._add(info.problems, info, f"route {route!r} is left out: it is taken")
+            else:
+                ext.routes[route] = function
+                provides.routes.append(route)
+        for exporter in staged.exporters:
+            if exporter.format in ext.exporters:
+                self._clash(info, "exporter", exporter.format, "")
+            else:
+                ext.exporters[exporter.format] = exporter
+                provides.exporters.append(exporter.format)
         for preset in staged.presets:
             if preset.name in ext.presets:
                 self._clash(info, "preset", preset.name, "")
@@ -530,6 +547,10 @@ class PluginHost:
             self.extensions.kinds.pop(kind, None)
         for path in info.provides.mounts:
             self.extensions.mounts.pop(path, None)
+        for route in info.provides.routes:
+            self.extensions.routes.pop(route, None)
+        for format in info.provides.exporters:
+            self.extensions.exporters.pop(format, None)
         for preset in info.provides.presets:
             self.extensions.presets.pop(preset, None)
         for connector in self.extensions.connectors.of(name):

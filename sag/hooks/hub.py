@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, T
 
 from msgspec import Struct
 
+from sag.errors import Fault
 from sag.hooks.connector import Connector
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import HttpProvider, Model, Provider, StreamProvider
+from sag.hooks.routes import PluginRoute, Reply, RouteFunction
 from sag.hooks.tool import Policy, Tool
 from sag.ops.dispatch import User
 from sag.ops.operation import Operation, bind
@@ -38,6 +40,7 @@ KEY_LENGTH = 200
 CONNECTOR_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/([A-Za-z0-9._~-]|\{[a-z_]+\})+)+(/\{[a-z_]+:path\})?")
 
 
 class Services(Protocol):
@@ -98,6 +101,16 @@ class Services(Protocol):
             Fault: topic.unknown.
         """
 
+    async def export(self, user: User, id: str, format: str) -> ExportedFile:
+        """A run or a conversation, by its id, as a file.
+
+        Raises:
+            Fault: conv.unknown, format.unknown, export.failed, export.timeout.
+        """
+
+    async def keep_file(self, owner: str, data: bytes, mime: str, name: str) -> str:
+        """Keep a user's file and give its `ref`."""
+
     async def secret_get(self, space: str, key: str) -> str | None:
         """A secret of a plugin, or None."""
 
@@ -129,6 +142,9 @@ class Services(Protocol):
         Raises:
             Fault: model.unknown.
         """
+
+    def providers(self) -> Mapping[str, str]:
+        """The base URLs of all providers by name, "" of one that has none."""
 
     def set_models(self, provider: str, models: Sequence[Model]) -> None:
         """Replace what is known of a provider's models."""
@@ -185,6 +201,30 @@ class TopicFamily:
         self.state, self.fold, self.events = state, fold, tuple(events)
 
 
+class Rendered(NamedTuple):
+    """A file that an exporter made; `notes` tell people what it does not show as it should."""
+
+    data: bytes
+    notes: Sequence[str] = ()
+
+
+class Exporter(NamedTuple):
+    """Makes a file of an exported conversation: the document in plain JSON goes in, the file's bytes come out."""
+
+    format: str
+    mime: str
+    render: Callable[[Json], bytes | Rendered]
+
+
+class ExportedFile(NamedTuple):
+    """A run or a conversation as a file."""
+
+    name: str
+    mime: str
+    data: bytes
+    notes: list[str]
+
+
 class Staged:
     """What `register` has added, in its order."""
 
@@ -195,6 +235,8 @@ class Staged:
         self.operations: list[Operation] = []
         self.connectors: list[Connector] = []
         self.mounts: list[tuple[str, MountedApp]] = []
+        self.routes: list[tuple[str, PluginRoute]] = []
+        self.exporters: list[Exporter] = []
         self.presets: list[Preset] = []
         self.topics: TopicFamily | None = None
 
@@ -337,13 +379,24 @@ class Hub(Generic[S]):
             )
         self._stage(self._staged.providers, provider, provider.name)
 
-    def add_run_kind(self, name: str, config: type[RunConfig], run: Callable[[Any], Awaitable[None]]) -> None:
+    def add_run_kind(
+        self,
+        name: str,
+        config: type[RunConfig],
+        run: Callable[[Any], Awaitable[None]],
+        *,
+        title: str = "",
+        exported: Callable[[Json, Json], Json] | None = None,
+    ) -> None:
         """Offer a way in which runs proceed.
 
         Args:
             name: As `run.start` names it.
             config: Its config struct, with defaults for all members.
-            run: `async def run(run: Run)`.
+            run: `async def run(run: Run)`; the first line of its docstring describes the kind.
+            title: What people call it.
+            exported: `exported(object, config)` gives members that an export of a run has besides, from the run's
+                object of the snapshot and its effective config.
 
         Raises:
             TypeError: The config is no subclass of `RunConfig`, a member has no default, or `run` is not async.
@@ -357,7 +410,9 @@ class Hub(Generic[S]):
             config()
         except TypeError as e:
             raise TypeError(f"run kind {name}: every member of its config needs a default ({e})") from None
-        self._stage(self._staged.kinds, RunKind(name, config, run, self.name), name)
+        description = (inspect.getdoc(run) or "").partition("\n")[0]
+        kind = RunKind(name, config, run, self.name, title or name.capitalize(), description, exported)
+        self._stage(self._staged.kinds, kind, name)
 
     def add_operation(self, function: Callable[..., Awaitable[Any]]) -> None:
         """Offer an operation, declared with `@operation`, to clients.
@@ -403,6 +458,48 @@ class Hub(Generic[S]):
         with self._lock:
             self._check_open()
             self._staged.mounts.append((path, MountedApp(app, below)))
+
+    def add_route(
+        self,
+        route: str,
+        function: RouteFunction,
+        *,
+        any_key: bool = False,
+        failed: Callable[[Fault], Reply] | None = None,
+    ) -> None:
+        """Serve an HTTP route: `GET /api/dice/{id}`, with an `async def function(request: Request)`.
+
+        What it returns is sent as JSON, unless it is a `Reply` or a `Stream`; a `Fault` is answered with its status.
+
+        Args:
+            route: Method and path; a last `{name:path}` stands for all that is left, slashes too.
+            function: What answers.
+            any_key: For clients that always send a key: where the hub needs no token, one that is none of its own
+                making counts as none.
+            failed: Makes the answer to a fault, that of a wrong token included, where clients expect another form.
+
+        Raises:
+            TypeError: The function is not async.
+            ValueError: The route is no method and path.
+        """
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"route {route}: its function has to be an async def")
+        if not _ROUTE.fullmatch(route):
+            raise ValueError(f"{route!r} is no route: a method, a space, and a path such as /api/dice/{{id}}")
+        with self._lock:
+            self._check_open()
+            self._staged.routes.append((route, PluginRoute(function, any_key, failed)))
+
+    def add_exporter(self, format: str, mime: str, render: Callable[[Json], bytes | Rendered]) -> None:
+        """Offer a format in which runs and conversations are exported.
+
+        Args:
+            format: As `run.export` names it, and the end of the file's name.
+            mime: The file's media type.
+            render: Makes the file of the exported document (how-to 'Export a conversation'); runs in a thread. Gives
+                its bytes, or a `Rendered` with notes on what it does not show as it should.
+        """
+        self._stage(self._staged.exporters, Exporter(format, mime, render), format)
 
     def add_preset(self, name: str, title: str, config: Json, description: str = "") -> None:
         """Offer a conversation's config under a name, such as a system prompt for a kind of work."""
@@ -550,6 +647,14 @@ class Hub(Generic[S]):
         """
         return await self._live.call(user, client, method, params or {})
 
+    async def export(self, user: User, id: str, format: str) -> ExportedFile:
+        """A user's run or conversation, by its id, as a file in a format; it is not kept.
+
+        Raises:
+            Fault: conv.unknown, format.unknown, export.failed, export.timeout.
+        """
+        return await self._live.export(user, id, format)
+
     async def state(self, owner: str, name: str) -> Json:
         """A copy of a topic's committed state; owner and name as in `subscribe`.
 
@@ -557,6 +662,14 @@ class Hub(Generic[S]):
             Fault: topic.unknown.
         """
         return await self._live.state(owner, name)
+
+    async def keep_file(self, user: User, data: bytes, mime: str, name: str = "") -> str:
+        """Keep a file of a user's, as an upload does, and give the `ref` that input names it by.
+
+        Raises:
+            Fault: frame.large, store.full, store.unavailable.
+        """
+        return await self._live.keep_file(user.id, data, mime, name)
 
     async def drop_connector(self, name: str) -> None:
         """Stop one of this plugin's connectors and forget it; one that is not there is no error."""
@@ -575,6 +688,11 @@ class Hub(Generic[S]):
     async def decide(self, user: User, tool: Tool, *, client: str = "") -> Policy:
         """Whether a call of a tool goes ahead, asks a person first or is refused, by all policies that are in force."""
         return await self._live.decide(user, client, tool)
+
+    @property
+    def providers(self) -> Mapping[str, str]:
+        """The base URLs of all providers by name, "" of one that has none."""
+        return self._live.providers()
 
     def where(self, model: str | None = None) -> ModelPlace:
         """Where a model is reached, by its full name; None stands for the hub's default.

@@ -49,6 +49,19 @@ class RunConfig(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=
     total_s: Annotated[float, Meta(gt=0, le=86400)] = 600.0
     extra: dict[str, Any] = {}
 
+    @classmethod
+    def opened(cls, config: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+        """What a run's own config is when it is accepted.
+
+        For what has to be there and can yet be removed, member by member: that cannot be a default, for a patch that
+        removes it would bring the default back.
+
+        Args:
+            config: What `run.start` says.
+            below: What the device and the conversation say.
+        """
+        return config
+
 
 class RunKind(Struct):
     """One way in which runs proceed.
@@ -58,9 +71,14 @@ class RunKind(Struct):
         config: Its config struct; its defaults are the lowest layer (protocol section 6).
         run: Does the work, on what the run's topic says has been done already.
         origin: The plugin that brought it.
+        title, description: For people.
+        exported: Gives members that an export of a run has besides.
     """
 
     name: str
     config: type[RunConfig]
     run: Callable[[Any], Awaitable[None]]
     origin: str = ""
+    title: str = ""
+    description: str = ""
+    exported: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None

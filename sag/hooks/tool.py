@@ -182,6 +182,7 @@ class Tool:
         title: What people call it.
         output: JSON Schema of what it gives, where it is known.
         policy: What an administrator decided of it, whatever its risk; None leaves that to the risk.
+        hint: What a system prompt may say of when and how it is used.
     """
 
     def __init__(
@@ -201,11 +202,13 @@ class Tool:
         output: Json | None = None,
         policy: Policy | None = None,
         longest_s: float = 300.0,
+        hint: str = "",
     ) -> None:
         self.name, self.description, self.input = name, description, input
         self.risk, self.idempotent, self.timeout_s, self.origin = risk, idempotent, timeout_s, origin or connector
         self.connector, self.title, self.output, self.policy = connector, title, output, policy
         self.longest_s = max(longest_s, timeout_s)
+        self.hint = hint
         self._call = call
         self._check = check
 
@@ -243,7 +246,12 @@ class Tool:
 def tool(function: Callable[..., Any], /) -> Tool: ...
 @overload
 def tool(
-    *, name: str | None = None, risk: Risk = "write", idempotent: bool = False, timeout_s: float = 60.0
+    *,
+    name: str | None = None,
+    risk: Risk = "write",
+    idempotent: bool = False,
+    timeout_s: float = 60.0,
+    hint: str = "",
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -253,6 +261,7 @@ def tool(
     risk: Risk = "write",
     idempotent: bool = False,
     timeout_s: float = 60.0,
+    hint: str = "",
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a function; `async def` runs on the loop, `def` in a thread.
 
@@ -286,7 +295,9 @@ def tool(
                 return await function(**given)
             return await asyncio.to_thread(function, **given)
 
-        return Tool(label, text, schema, call, check=check, risk=risk, idempotent=idempotent, timeout_s=timeout_s)
+        return Tool(
+            label, text, schema, call, check=check, risk=risk, idempotent=idempotent, timeout_s=timeout_s, hint=hint
+        )
 
     return make if function is None else make(function)
 

@@ -103,6 +103,10 @@ class Call:
             self._tx = self._begin()
         return self._tx
 
+    def carry(self, tx: Any) -> None:
+        """Make a transaction that was filled beforehand this call's, which has none yet."""
+        self._tx = tx
+
     async def commit(self, result: Any, crash: str | None = None) -> None:
         """Commit what was appended, with the result under its key, before the handler goes on.
 
@@ -246,7 +250,7 @@ def decode_params(op: Operation, raw: bytes) -> Any:
 def params_fault(e: Exception, kind: str = "rpc.params") -> Fault:
     """The error for a document that does not fit, with the path that msgspec found."""
     text = str(e) if isinstance(e, msgspec.MsgspecError) else "The text is nested too deeply or is not UTF-8."
-    match = re.search(r" - at `(.*?)`$", text)
+    match = re.search(r" - at `(?:key` in `)?([^`]*)`$", text)
     path = match[1] if match else "$"
     if unknown := re.search(r"unknown field `(.*?)`", text):
         path += f".{unknown[1]}"

@@ -95,7 +95,10 @@ class RunError(Struct):
 
 @event("conv", "message.add")
 class MessageAdd(Event):
-    """A user's message with its parts, or the beginning of an assistant's with none."""
+    """A user's message with its parts, or the beginning of an assistant's with none.
+
+    Of one that is given back by an import, `model` and what follows it say what else `step.close` tells of a message.
+    """
 
     msg: str
     role: Literal["user", "assistant"]
@@ -106,6 +109,13 @@ class MessageAdd(Event):
     by: str | None = None
     parent: str | None = None
     step: int | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    finish: str | None = None
+    ms: int | None = None
+    request: str | None = None
+    error: RunError | None = None
+    notes: list[str] | None = None
 
 
 @event("conv", "message.drop")
@@ -147,6 +157,7 @@ class StepOpen(Event):
     step: int
     model: str
     agent: str | None = None
+    ts: int | None = None
 
 
 @event("conv", "step.close")
@@ -154,7 +165,8 @@ class StepClose(Event):
     """A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` …
 
     `ms` is how long it took, `request` the vendor's id of the answer, `error` why another model takes over.
-    `notes` holds `decode` where bytes of the answer were no Unicode and stand as U+FFFD.
+    `notes` holds `decode` where bytes of the answer were no Unicode and stand as U+FFFD, `model` who answered where no
+    message tells it.
     """
 
     run: str
@@ -165,14 +177,17 @@ class StepClose(Event):
     request: str | None = None
     error: RunError | None = None
     notes: list[str] | None = None
+    model: str | None = None
 
 
 @event("conv", "agent.open")
 class AgentOpen(Event):
-    """An agent begins to act in the run."""
+    """An agent begins to act in the run; `title` is what people call it."""
 
     run: str
     agent: str
+    title: str | None = None
+    ts: int | None = None
 
 
 @event("conv", "agent.close")
@@ -221,7 +236,10 @@ class PartDrop(Event):
 
 @event("conv", "tool.open")
 class ToolOpen(Event):
-    """A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector."""
+    """A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector.
+
+    `agent` is who called it. `again` is the lost call that it repeats. `ends` tells that it ends its agent's turn.
+    """
 
     call: str
     run: str
@@ -233,6 +251,9 @@ class ToolOpen(Event):
     step: int | None = None
     connector: str | None = None
     title: str | None = None
+    agent: str | None = None
+    again: str | None = None
+    ends: bool | None = None
 
 
 @event("conv", "tool.progress", "state", "call")
@@ -259,7 +280,7 @@ class ToolClose(Event):
 
 @event("conv", "ask.open")
 class AskOpen(Event):
-    """The hub wants a person: an approval, a form, a URL to visit or a choice."""
+    """The hub wants a person: an approval, a form, a URL to visit or a choice. `name` is what the run kind calls it."""
 
     ask: str
     run: str
@@ -273,6 +294,7 @@ class AskOpen(Event):
     subject: Json | None = None
     schema: Json | None = None
     url: str | None = None
+    name: str | None = None
 
 
 @event("conv", "ask.close")
@@ -296,6 +318,7 @@ class ConfigPatched(Event):
     rev: int
     patch: Json
     by: str
+    ts: int | None = None
 
 
 @event("conv", "config.applied")
@@ -407,6 +430,7 @@ class ClientConfig(Event):
     rev: int
     patch: Json
     by: str
+    ts: int | None = None
 
 
 @event("client", "client")

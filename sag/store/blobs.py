@@ -44,14 +44,23 @@ class Blobs:
         Raises:
             Fault: store.full, store.unavailable.
         """
-        digest = hashlib.sha256(data).hexdigest()
-        await asyncio.to_thread(self._write, digest, data)
-        blob = Blob(new_id("f"), mime, name, len(data))
+        blob, row = await self.write(owner, data, mime, name)
         tx = self._topics.begin()
-        row = {"ref": blob.ref, "owner": owner, "digest": digest, "mime": mime, "name": name, "size": blob.size}
-        tx.put(Put("blob", row))
+        tx.put(row)
         await tx.submit()
         return blob
+
+    async def write(self, owner: str, data: bytes, mime: str, name: str, ref: str = "") -> tuple[Blob, Put]:
+        """Write a file's content, and give the row that makes it the user's once it is committed.
+
+        Raises:
+            Fault: store.full, store.unavailable.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        await asyncio.to_thread(self._write, digest, data)
+        blob = Blob(ref or new_id("f"), mime, name, len(data))
+        row = {"ref": blob.ref, "owner": owner, "digest": digest, "mime": mime, "name": name, "size": blob.size}
+        return blob, Put("blob", row)
 
     def _write(self, digest: str, data: bytes) -> None:
         target = self._folder / digest
@@ -78,12 +87,24 @@ class Blobs:
         Raises:
             Fault: file.unknown.
         """
+        blob, digest = await self._find(owner, ref)
+        try:
+            data = await asyncio.to_thread((self._folder / digest).read_bytes)
+        except OSError:
+            raise Fault("file.unknown") from None
+        return blob, data
+
+    async def info(self, owner: str, ref: str) -> Blob:
+        """What was told of a user's file.
+
+        Raises:
+            Fault: file.unknown.
+        """
+        return (await self._find(owner, ref))[0]
+
+    async def _find(self, owner: str, ref: str) -> tuple[Blob, str]:
         rows = await self._journal.rows("blob", {"ref": ref, "owner": owner})
         if not rows:
             raise Fault("file.unknown")
         row = rows[0]
-        try:
-            data = await asyncio.to_thread((self._folder / row["digest"]).read_bytes)
-        except OSError:
-            raise Fault("file.unknown") from None
-        return Blob(ref, row["mime"], row["name"], row["size"]), data
+        return Blob(ref, row["mime"], row["name"], row["size"]), row["digest"]

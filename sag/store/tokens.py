@@ -12,6 +12,8 @@ from sag.ops.dispatch import User
 from sag.schema.ids import new_id, new_secret, now_ms
 from sag.topics.journal import Drop, Journal, Put
 
+PREFIX = "sag_"
+
 
 class TokenInfo(Struct, omit_defaults=True):
     """A token as it is listed. Times in Unix ms."""
@@ -37,7 +39,7 @@ class Tokens:
 
     def new(self, tx: Any, user: str, name: str, roles: list[str], expires: int | None = None) -> tuple[str, TokenInfo]:
         """Make a token with a transaction; the text is given here and never again."""
-        text = "sag_" + new_secret()
+        text = PREFIX + new_secret()
         info = TokenInfo(new_id("t"), user, name, roles, now_ms(), expires)
         tx.put(
             Put(

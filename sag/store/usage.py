@@ -55,15 +55,15 @@ def step_row(topic: Topic, d: Any, ts: int) -> Put | None:
     usage, run = d.get("usage"), topic.state["runs"].get(d["run"])
     if usage is None or run is None:
         return None
-    agent = next((m.get("agent") for m in reversed(topic.state["messages"]) if _is_of(m, d)), None)
+    message: dict[str, Any] = next((m for m in reversed(topic.state["messages"]) if _is_of(m, d)), {})
     row = {
         "day": utc_day(ts),
         "owner": topic.owner,
         "run": d["run"],
         "step": d["step"],
         "conv": topic.name[5:],
-        "model": run.get("model", ""),
-        "agent": agent,
+        "model": d.get("model") or message.get("model") or run.get("model", ""),
+        "agent": message.get("agent"),
         "client": run.get("client") or None,
         **{name: min(max(int(usage.get(name, 0)), 0), MOST_TOKENS) for name in TOKENS},
         "nano_usd": to_nano(usage.get("cost_usd")),

@@ -13,6 +13,9 @@ from sag.schema.merge import merge_patch
 
 State = dict[str, Any]
 
+CHANGES = 200  # patches of a run that its object tells, the newest
+ASKED = 200  # and questions
+
 
 class Reducer(Protocol):
     """Folds events into a state."""
@@ -102,24 +105,30 @@ class ConvReducer:
 
     def _step_open(self, d: State) -> None:
         if run := self.state["runs"].get(d["run"]):
-            run["step"] = run["open_step"] = d["step"]
+            run["step"] = d["step"]
             run["model"] = d["model"]
+            run.setdefault("open_steps", {})[str(d["step"])] = {k: v for k, v in d.items() if k not in ("run", "step")}
 
     def _step_close(self, d: State) -> None:
         run = self.state["runs"].get(d["run"])
         if run is None:
             return
-        run.pop("open_step", None)
+        opened = run.get("open_steps", {}).pop(str(d["step"]), {})
+        if not run.get("open_steps"):
+            run.pop("open_steps", None)
         if usage := d.get("usage"):
             run["usage"] = {**run["usage"], **{k: run["usage"].get(k, 0) + v for k, v in usage.items()}}
         for message in reversed(self.state["messages"]):
             if message.get("step") == d["step"] and message.get("run") == d["run"]:
-                message.update({k: v for k, v in d.items() if k not in ("run", "step")}, model=run.get("model"))
+                model = opened.get("model", run.get("model"))
+                message.update({k: v for k, v in d.items() if k not in ("run", "step")}, model=model)
                 break
 
     def _agent(self, d: State, state: str) -> None:
         if run := self.state["runs"].get(d["run"]):
             run.setdefault("agents", {})[d["agent"]] = state
+            if d.get("title"):
+                run.setdefault("titles", {})[d["agent"]] = d["title"]
 
     def _agent_open(self, d: State) -> None:
         self._agent(d, "open")
@@ -148,6 +157,8 @@ class ConvReducer:
     def _tool_open(self, d: State) -> None:
         tool = {**d, "status": "running"}
         self.state["tools"][tool.pop("call")] = tool
+        if lost := self.state["tools"].get(d.get("again")):
+            lost["repeated"] = d["call"]
 
     def _tool_progress(self, d: State) -> None:
         if tool := self.state["tools"].get(d["call"]):
@@ -160,18 +171,30 @@ class ConvReducer:
     def _ask_open(self, d: State) -> None:
         ask = dict(d)
         self.state["asks"][ask.pop("ask")] = ask
+        if run := self.state["runs"].get(d["run"]):
+            asked = {k: d[k] for k in ("ask", "kind", "title", "name", "call", "ts") if d.get(k) is not None}
+            run["asked"] = [*run.get("asked", ()), asked][-ASKED:]
 
     def _ask_close(self, d: State) -> None:
         ask = self.state["asks"].pop(d["ask"], None)
-        if ask and d.get("args") is not None and (tool := self.state["tools"].get(ask.get("call"))):
+        if ask is None:
+            return
+        if d.get("args") is not None and (tool := self.state["tools"].get(ask.get("call"))):
             tool["args"] = d["args"]
+        for asked in self.state["runs"].get(ask["run"], {}).get("asked", ()):
+            if asked["ask"] == d["ask"]:
+                asked |= {"choice": d["choice"], "by": d["by"]}
 
     def _config(self, d: State) -> None:
         kind, _, id = d["scope"].partition(":")
         holder = self.state["runs"].get(id) if kind == "run" else self.state["conv"]
-        if holder is not None:
-            holder["config"] = merge_patch(holder["config"], d["patch"])
-            holder["rev"] = d["rev"]
+        if holder is None:
+            return
+        holder["config"] = merge_patch(holder["config"], d["patch"])
+        holder["rev"] = d["rev"]
+        if kind == "run":
+            change = {k: v for k, v in d.items() if k != "scope"} | {"step": holder["step"]}
+            holder["changes"] = [*holder.get("changes", ()), change][-CHANGES:]
 
     def _config_applied(self, d: State) -> None:
         if run := self.state["runs"].get(d["scope"].partition(":")[2]):

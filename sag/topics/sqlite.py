@@ -104,12 +104,17 @@ class SqliteJournal:
         folder: The data folder; made where it is missing.
         sync: `normal` syncs at checkpoints (a power loss may take the tail), `full` at each commit.
 
+    Attributes:
+        after_commit: Is called in the writer's thread after each commit, before anybody is told of it; tests copy the
+            folder there, which is what a kill at that moment leaves.
+
     Raises:
         StartError: Another hub uses the folder, the file is newer than this program or damaged.
     """
 
     def __init__(self, folder: Path, sync: str = "normal") -> None:
         self._sync = sync
+        self.after_commit: Callable[[], None] = lambda: None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -286,6 +291,7 @@ class SqliteJournal:
         self._heads |= heads
         for tid in heads:
             self._broken.pop(tid, None)
+        self.after_commit()
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> None:
         if rows:

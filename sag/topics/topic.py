@@ -459,6 +459,10 @@ class Topics:
         self._absent.discard((owner, name))
         return self._keep(topic)
 
+    def discard(self, topic: Topic) -> None:
+        """Forget a new topic whose events will not be submitted."""
+        self._loaded.pop((topic.owner, topic.name), None)
+
     def loaded(self) -> Iterable[Topic]:
         return list(self._loaded.values())
 

@@ -6,7 +6,8 @@ Nothing is decided here that the socket does not decide by the same call (protoc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from starlette.staticfiles import StaticFiles
 
 from sag.errors import Fault
 from sag.hooks.hub import MountedApp
+from sag.hooks.routes import PluginRoute, Reply, Sent, Stream
+from sag.hooks.routes import Request as RouteRequest
 from sag.hub.hub import Hub
 from sag.hub.subscription import Follower, Position, place, resolve
 from sag.ops.dispatch import DECODE_ERRORS, Call, Dispatcher, error_body, params_fault
@@ -30,6 +33,7 @@ from sag.web.guard import Guard
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 COMMENT_S = 30.0
+KEEPALIVE_S = 15.0
 SLOWEST = 1 << 10  # bytes of a body per second
 Answer = Callable[[Request], Awaitable[Response]]
 _CSP = (
@@ -65,6 +69,7 @@ class HttpFacade:
         self._followers: set[Follower] = set()
         self._closing = asyncio.Event()
         self.mounts: Mapping[str, MountedApp] = {}
+        self.plugin_routes: Mapping[str, PluginRoute] = {}
 
     def routes(self, frontend: Path) -> list[BaseRoute]:
         """All routes; a REST route stands for its operation."""
@@ -81,6 +86,16 @@ class HttpFacade:
                 method, _, path = op.rest.partition(" ")
                 for at in sorted({path, path.rstrip("/")}):  # a path that ends in a slash is served without it too
                     routes.append(Route(at, self._guarded(self._rest(op)), methods=[method]))
+        for route in self.plugin_routes:
+            method, _, path = route.partition(" ")
+            routes.append(Route(path, self._guarded(self._plugin_route(route)), methods=[method]))
+        allowed: dict[str, set[str]] = {}
+        for known in routes:
+            if isinstance(known, Route):
+                allowed.setdefault(known.path, set()).update(known.methods or ())
+        for path, methods in allowed.items():  # else the page, which lies below everything, would say 404
+            if others := sorted({*CHANGING, "GET"} - methods):
+                routes.append(Route(path, self._guarded(_no_method(methods)), methods=others))
         for path, given in self.mounts.items():
             mounted = _Mounted(given, path, self._guard, self.mounts, self._closing)
             routes += [Route(path, mounted), Route(f"{path}/{{rest:path}}", mounted)][: 1 + given.below]
@@ -192,6 +207,77 @@ class HttpFacade:
     async def _answer(self, call: Call, op: Operation, raw: bytes) -> Response:
         _, result = await self._dispatcher.call(call, op, raw)
         return Response(result, media_type="application/json", headers={"cache-control": "no-store"})
+
+    # routes of plugins
+
+    def _plugin_route(self, route: str) -> Answer:
+        async def answer(request: Request) -> Response:
+            given = self.plugin_routes.get(route)
+            if given is None:
+                raise Fault("plugin.failed")
+            try:
+                result = await self._ask_plugin(given, request)
+            except Exception as e:
+                if given.failed is None:
+                    raise
+                result = given.failed(error_body(e, route)[0])
+            if isinstance(result, Stream):
+                headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+                return StreamingResponse(self._sent(result.events), media_type="text/event-stream", headers=headers)
+            if not isinstance(result, Reply):
+                result = Reply(encode(result))
+            headers = {"cache-control": "no-store", "x-content-type-options": "nosniff", **result.headers}
+            return Response(result.body, result.status, headers, media_type=result.mime)
+
+        return answer
+
+    async def _ask_plugin(self, route: PluginRoute, request: Request) -> Any:
+        self._guard.check_origin(request.scope["headers"])  # for reading too: nobody knows what it does
+        user, _, _ = await self._guard.user_of(request.scope["headers"], any_key=route.any_key)
+        if user is None:
+            raise Fault("auth.required")
+        if request.method in CHANGING and self._dispatcher.draining:
+            raise Fault("draining", after_ms=1000)
+        limits = self._hub.limits
+        return await route.function(
+            RouteRequest(
+                user,
+                request.headers.get("sag-client", ""),
+                request.path_params,
+                dict(request.query_params),
+                dict(request.headers),
+                request.client.host if request.client else "",
+                lambda large: self._body(request, limits.body if large else limits.frame),
+                lambda: _gone(request),
+            )
+        )
+
+    async def _sent(self, events: AsyncIterator[Sent]) -> AsyncIterator[bytes]:
+        """Events as text, with comments while there are none, until they end or the hub goes down."""
+        closing = asyncio.ensure_future(self._closing.wait())
+        upcoming: asyncio.Future[Sent] | None = None
+        try:
+            while True:
+                upcoming = upcoming or asyncio.ensure_future(anext(events))
+                both: set[asyncio.Future[Any]] = {upcoming, closing}
+                await asyncio.wait(both, timeout=KEEPALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                if closing.done():
+                    return
+                if not upcoming.done():
+                    yield b":\n\n"
+                    continue
+                try:
+                    sent, upcoming = upcoming.result(), None
+                except StopAsyncIteration:
+                    return
+                yield _sse(sent)
+        finally:
+            closing.cancel()
+            if upcoming is not None:
+                upcoming.cancel()
+                await asyncio.wait({upcoming})
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
 
     # topics
 
@@ -310,6 +396,36 @@ def fault_response(e: Exception, what: str) -> Response:
     if fault.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(encode({"error": body}), fault.status, headers, media_type="application/json")
+
+
+def _no_method(allowed: set[str]) -> Answer:
+    async def answer(request: Request) -> Response:
+        response = fault_response(Fault("method.denied"), f"{request.method} {request.url.path}")
+        response.headers["allow"] = ", ".join(sorted(allowed))
+        return response
+
+    return answer
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has gone away; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _sse(sent: Sent) -> bytes:
+    """An event as it is sent; no line of it can begin another."""
+    lines = [f": {line}" for line in (sent.comment or "").splitlines()]
+    lines += [f"id: {_one_line(sent.id)}"] if sent.id is not None else []
+    lines += [f"event: {_one_line(sent.name)}"] if sent.name is not None else []
+    if sent.comment is None:
+        text = sent.data if isinstance(sent.data, str) else encode(sent.data).decode()
+        lines += [f"data: {line}" for line in re.split(r"\r\n|\r|\n", text)]
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 async def _no_page(request: Request) -> Response:

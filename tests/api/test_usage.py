@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sag.engine.agent import Agent
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
 from sag.schema.events import Usage
@@ -126,7 +127,7 @@ async def test_a_step_that_tells_nothing_is_none_of_them(open_house: Any) -> Non
 
 async def test_all_that_a_vendor_counts_is_kept_with_who_and_where(open_house: Any) -> None:
     async def work(run: Any) -> None:
-        await run.step(agent="scout")
+        await run.step(Agent(name="scout"))
 
     shop = Shop(answer(Usage(1000, 200, 50, 300, 100, 0.125)))
     kind = RunKind("scouting", RunConfig, work)

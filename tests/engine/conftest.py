@@ -12,6 +12,7 @@ import pytest
 
 from sag.app import App
 from sag.hooks.connector import Connector
+from sag.hooks.kind import RunKind
 from sag.hooks.tool import Tool, ToolError, tool
 from sag.ops.dispatch import Call, User
 from sag.settings import load
@@ -119,7 +120,11 @@ TOOLS: tuple[Tool, ...] = (double, launch, dawdle, grumble, ask_name)
 
 
 async def open_bench(
-    folder: Path, provider: ScriptedProvider, connectors: Sequence[Connector] = (), **hub: Any
+    folder: Path,
+    provider: ScriptedProvider,
+    connectors: Sequence[Connector] = (),
+    kinds: Sequence[RunKind] = (),
+    **hub: Any,
 ) -> Bench:
     settings = load({"SAG_DATA": str(folder)})
     for name, value in hub.items():
@@ -127,6 +132,7 @@ async def open_bench(
     app = App(settings)
     app.extensions.providers = {provider.name: provider}
     app.extensions.tools |= {t.name: t for t in TOOLS}
+    app.extensions.kinds |= {k.name: k for k in kinds}
     for connector in connectors:
         app.extensions.connectors.add("test", connector)
     await app.start()

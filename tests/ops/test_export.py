@@ -346,11 +346,14 @@ async def record(app: App) -> Client:
     for text in ("two tools", "count down from 2", "note: milk", "delete note last", "fail auth"):
         await client.run(text, conv=conv)
     await client.ask("config.patch", scope=f"conv:{conv}", patch={"temperature": 0.5})
-    await client.ask("run.start", conv=conv, input=[{"kind": "text", "text": "long"}], subscribe=False)
+    input = [{"kind": "text", "text": "long"}]
+    long = (await client.ask("run.start", conv=conv, input=input, subscribe=False))["result"]
+    for method in ("run.pause", "run.continue"):
+        await client.ask(method, run=long["run"])
     await client.ask("config.get", scope=f"conv:{conv}")
     for method in ("user.me", "plugin.list", "model.list", "tool.list", "token.list", "conversation.list", "run.list"):
         await client.ask(method)
-    for method in ("model.facets", "usage.get", "tool.policy.list", "preset.list", "resource.list"):
+    for method in ("model.facets", "usage.get", "tool.policy.list", "preset.list", "resource.list", "kind.list"):
         await client.ask(method)
     await client.ask("model.check", model="demo/scripted")
     await client.ask("tool.policy.set", tool="note_delete", policy="ask")

@@ -10,8 +10,8 @@ export type { Clock, ClientTool, Options, RequestOptions, Status, ToolContext, T
 export type { ErrorKind, Events as TopicEvents, Operations } from './protocol.gen';
 export { emptyClient, emptyConv, emptyHub, emptyUser, mergePatch, reduceClient, reduceConv, reduceHub, reduceUser } from './reduce';
 export type {
-  AppliedConfig, AskState, ClientState, ConfigDoc, ConvProperties, ConvState, HubState, InboxAsk, InboxConv, InboxRun,
-  Message, Part, PartKind, Role, RunFault, RunState, RunStatus, ToolProgress, ToolState, ToolStatus, Trimmed, Usage, UserState,
+  AppliedConfig, Asked, AskState, ClientState, ConfigChange, ConfigDoc, ConvProperties, ConvState, HubState, InboxAsk, InboxConv, InboxRun,
+  Message, OpenStep, Part, PartKind, Role, RunFault, RunState, RunStatus, ToolProgress, ToolState, ToolStatus, Trimmed, Usage, UserState,
   Waiting,
 } from './shapes';
 export type { Change, TopicHandle } from './topic';

@@ -30,7 +30,9 @@ export type ErrorKind =
   | 'message.unknown'
   | 'kind.unknown'
   | 'model.unknown'
+  | 'bot.unknown'
   | 'generation.unknown'
+  | 'format.unknown'
   | 'tool.unknown'
   | 'connector.unknown'
   | 'file.unknown'
@@ -50,11 +52,18 @@ export type ErrorKind =
   | 'call.closed'
   | 'frame.large'
   | 'topic.later'
+  | 'import.large'
   | 'media.type'
   | 'config.invalid'
   | 'ask.invalid'
   | 'input.invalid'
+  | 'import.invalid'
+  | 'import.version'
+  | 'provider.unknown'
+  | 'toolchain.no_tool'
+  | 'toolchain.invalid'
   | 'topic.limit'
+  | 'run.rate'
   | 'run.queue'
   | 'inflight.limit'
   | 'connection.limit'
@@ -70,11 +79,15 @@ export type ErrorKind =
   | 'provider.context'
   | 'provider.refused'
   | 'provider.timeout'
+  | 'gateway.void'
   | 'outbound.large'
   | 'outbound.denied'
   | 'tool.error'
+  | 'toolchain.tool_failed'
   | 'draining'
   | 'plugin.failed'
+  | 'export.failed'
+  | 'export.timeout'
   | 'store.unavailable'
   | 'store.busy'
   | 'store.full';
@@ -85,10 +98,12 @@ export interface AgentClose {
   agent: string;
 }
 
-/** An agent begins to act in the run. */
+/** An agent begins to act in the run; `title` is what people call it. */
 export interface AgentOpen {
   run: string;
   agent: string;
+  title?: string | null;
+  ts?: number | null;
 }
 
 /** An answer to an ask: a choice of its options, and the data of a form or edited arguments (`data.args`). */
@@ -117,7 +132,7 @@ export interface AskClose {
   data?: Json | null;
 }
 
-/** The hub wants a person: an approval, a form, a URL to visit or a choice. */
+/** The hub wants a person: an approval, a form, a URL to visit or a choice. `name` is what the run kind calls it. */
 export interface AskOpen {
   ask: string;
   run: string;
@@ -131,6 +146,7 @@ export interface AskOpen {
   subject?: Json | null;
   schema?: Json | null;
   url?: string | null;
+  name?: string | null;
 }
 
 /** Credentials in `hello`. */
@@ -171,6 +187,7 @@ export interface ClientConfig {
   rev: number;
   patch: Json;
   by: string;
+  ts?: number | null;
 }
 
 /** Who speaks: the device or frontend whose settings apply. */
@@ -241,6 +258,7 @@ export interface ConfigPatched {
   rev: number;
   patch: Json;
   by: string;
+  ts?: number | null;
 }
 
 /** A scope's config. */
@@ -260,10 +278,53 @@ export interface ConvPatch {
   patch: Json;
 }
 
+/** Its title; left out, the start of its first message becomes it. */
+export interface ConversationCreate {
+  title?: string;
+  key?: string | null;
+}
+
+/** A conversation in which nothing has been said; `at` says from which offset of its topic it is there. */
+export interface ConversationCreated {
+  conv: string;
+  at: Record<string, number>;
+}
+
 /** Which conversation. */
 export interface ConversationDelete {
   conv: string;
   key?: string | null;
+}
+
+/** Which conversation, in which format: `json`, or one that a plugin offers. */
+export interface ConversationExport {
+  conv: string;
+  /** Default `'json'`. */
+  format?: string;
+}
+
+/** A conversation as a file; as of a run. */
+export interface ConversationExported {
+  conv: string;
+  format: string;
+  mime: string;
+  name: string;
+  text?: string;
+  ref?: string;
+  notes?: string[];
+}
+
+/** An exported document, or the `ref` of an uploaded file that holds one. */
+export interface ConversationImport {
+  document?: Json | null;
+  ref?: string | null;
+  key?: string | null;
+}
+
+/** The new conversation, and from which offset it is visible whole. */
+export interface ConversationImported {
+  conv: string;
+  at: Record<string, number>;
 }
 
 /** A conversation as it is listed. Times in Unix ms. */
@@ -447,6 +508,24 @@ export interface InputPart {
   name?: string | null;
 }
 
+/** A run kind: what it is called, the config of a run that says nothing, and the config's JSON Schema. */
+export interface KindInfo {
+  name: string;
+  title: string;
+  description: string;
+  origin: string;
+  defaults: Json;
+  schema: Json;
+}
+
+/** All run kinds. */
+export type KindList = Record<string, never>;
+
+/** The run kinds, `chat` first. */
+export interface KindListed {
+  kinds: KindInfo[];
+}
+
 /** What a connection may take. */
 export interface LimitsTold {
   /** Bytes of a frame. */
@@ -466,7 +545,10 @@ export interface LongPrice {
   cache_write?: number;
 }
 
-/** A user's message with its parts, or the beginning of an assistant's with none. */
+/**
+ * A user's message with its parts, or the beginning of an assistant's with none. Of one that is given back by an
+ * import, `model` and what follows it say what else `step.close` tells of a message.
+ */
 export interface MessageAdd {
   msg: string;
   role: 'assistant' | 'user';
@@ -477,6 +559,13 @@ export interface MessageAdd {
   by?: string | null;
   parent?: string | null;
   step?: number | null;
+  model?: string | null;
+  usage?: Usage | null;
+  finish?: string | null;
+  ms?: number | null;
+  request?: string | null;
+  error?: RunError | null;
+  notes?: string[] | null;
 }
 
 /** A message is gone. */
@@ -781,6 +870,8 @@ export interface Provides {
   operations?: string[];
   connectors?: string[];
   mounts?: string[];
+  routes?: string[];
+  exporters?: string[];
   presets?: string[];
   topics?: string[];
 }
@@ -908,19 +999,25 @@ export interface RunError {
   retry?: boolean;
 }
 
-/** Which run, in which format. */
+/** Which run, in which format: `json`, or one that a plugin offers. */
 export interface RunExport {
   run: string;
   /** Default `'json'`. */
-  format?: 'json' | 'md';
+  format?: string;
 }
 
-/** The run's transcript; `text` holds the document. */
+/**
+ * A run as a file called `name`: its `text`, or where that is no text or too long, the `ref` of the kept file. `notes`
+ * say what the file does not show as it should.
+ */
 export interface RunExported {
   run: string;
   format: string;
   mime: string;
-  text: string;
+  name: string;
+  text?: string;
+  ref?: string;
+  notes?: string[];
 }
 
 /** A run as it is listed; `ts` is when it was accepted, Unix ms. */
@@ -962,6 +1059,19 @@ export interface RunOpen {
 export interface RunPatch {
   run: string;
   patch: Json;
+}
+
+/** Which run. */
+export interface RunPause {
+  run: string;
+  key?: string | null;
+}
+
+/** The run's status, and from which offset the change is visible. */
+export interface RunPaused {
+  run: string;
+  status: string;
+  at: Record<string, number>;
 }
 
 /** Which run. */
@@ -1027,7 +1137,7 @@ export interface SessionTold {
 /**
  * A model round ended: `stop`, `tools`, `length`, `refused`, `config`, `fallback`, `cancelled`, `failed` … `ms` is how
  * long it took, `request` the vendor's id of the answer, `error` why another model takes over. `notes` holds `decode`
- * where bytes of the answer were no Unicode and stand as U+FFFD.
+ * where bytes of the answer were no Unicode and stand as U+FFFD, `model` who answered where no message tells it.
  */
 export interface StepClose {
   run: string;
@@ -1038,6 +1148,7 @@ export interface StepClose {
   request?: string | null;
   error?: RunError | null;
   notes?: string[] | null;
+  model?: string | null;
 }
 
 /** A model round begins; it runs on the config of this moment. */
@@ -1046,6 +1157,7 @@ export interface StepOpen {
   step: number;
   model: string;
   agent?: string | null;
+  ts?: number | null;
 }
 
 /** Params of `topic.subscribe`. */
@@ -1154,7 +1266,10 @@ export interface ToolList {
   brief?: boolean;
 }
 
-/** A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector. */
+/**
+ * A tool call begins; `origin` names the connector or plugin, `connector` the same where it is a connector. `agent` is
+ * who called it. `again` is the lost call that it repeats. `ends` tells that it ends its agent's turn.
+ */
 export interface ToolOpen {
   call: string;
   run: string;
@@ -1166,6 +1281,9 @@ export interface ToolOpen {
   step?: number | null;
   connector?: string | null;
   title?: string | null;
+  agent?: string | null;
+  again?: string | null;
+  ends?: boolean | null;
 }
 
 /** How far a call is. */
@@ -1335,14 +1453,25 @@ export interface Operations {
   'config.get': { params: ConfigGet; result: ConfigView };
   /** Patch a scope's config; a run takes it up at its next step, or at once. */
   'config.patch': { params: ConfigPatch; result: Patched };
+  /** Make a conversation before anything is said in it; `run.start` without one makes it along with its run. */
+  'conversation.create': { params: ConversationCreate; result: ConversationCreated };
   /** Delete a conversation with all that is in it; its runs end first. */
   'conversation.delete': { params: ConversationDelete; result: Changed };
+  /** A conversation as a file; in the format `json` an import gives it back. */
+  'conversation.export': { params: ConversationExport; result: ConversationExported };
   /** A conversation as it is now. */
   'conversation.get': { params: ConversationRef; result: ConversationView };
+  /**
+   * Make a conversation of an exported one: the same messages, runs, tool calls and files under new ids. Everything in
+   * it is closed; a run that went on is `interrupted`.
+   */
+  'conversation.import': { params: ConversationImport; result: ConversationImported };
   /** The user's conversations. */
   'conversation.list': { params: ConversationList; result: ConversationListed };
   /** Rename a conversation. */
   'conversation.update': { params: ConversationUpdate; result: Changed };
+  /** The run kinds that plugins offer. */
+  'kind.list': { params: KindList; result: KindListed };
   /** Older messages of a conversation. */
   'message.list': { params: MessageList; result: MessageListed };
   /** Whether a model works: its provider takes the key, and the model is there and takes the config. */
@@ -1367,12 +1496,16 @@ export interface Operations {
   'resource.read': { params: ResourceRead; result: ResourceContent };
   /** End a run; what came stays. */
   'run.cancel': { params: RunCancel; result: RunCancelled };
-  /** A run's transcript as a document. */
+  /** Let a paused run go on. */
+  'run.continue': { params: RunPause; result: RunPaused };
+  /** A run as a file: the transcript so far, with its agents, tool calls, config changes and usage. */
   'run.export': { params: RunExport; result: RunExported };
   /** A run's object. */
   'run.get': { params: RunRef; result: RunView };
   /** The user's runs. */
   'run.list': { params: RunList; result: RunListed };
+  /** Hold a run before its next step; it is `paused` once nothing works any more. */
+  'run.pause': { params: RunPause; result: RunPaused };
   /** Go on with an interrupted run; what was finished is not done again. */
   'run.resume': { params: RunResume; result: RunStarted & { topic?: SubscribeOutcome } };
   /** Give input to a conversation: begin a run, queue it, or join the active one. */

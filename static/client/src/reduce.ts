@@ -4,7 +4,7 @@
  * Pure: no clock, no network, no topic bookkeeping. A reducer changes the state that it is given in place and never an
  * event's data, which stays the caller's. The server folds by the same rules; `tests/transcripts` holds both to them.
  */
-import type { ClientState, ConvState, HubState, Message, Part, RunState, ToolState, Usage, UserState } from './shapes';
+import type { Asked, ClientState, ConfigChange, ConvState, HubState, Message, Part, RunState, ToolState, Usage, UserState } from './shapes';
 
 type Json = Record<string, any>;
 
@@ -64,6 +64,11 @@ function addUsage(total: Usage, step: unknown): Usage {
 
 // ---------------------------------------------------------------- conv:<id>
 
+/** So many of the newest patches of a run its object tells. */
+const CHANGES = 200;
+/** And so many of the newest questions. */
+const ASKED = 200;
+
 export function emptyConv(id: string): ConvState {
   return { conv: { id, config: {}, rev: 1 }, messages: [], runs: {}, tools: {}, asks: {} };
 }
@@ -91,7 +96,9 @@ function runOfScope(state: ConvState, scope: unknown): RunState | undefined {
 
 function setAgent(state: ConvState, d: any, to: 'open' | 'closed'): void {
   const run = state.runs[d.run];
-  if (run) run.agents = { ...run.agents, [d.agent]: to };
+  if (!run) return;
+  run.agents = { ...run.agents, [d.agent]: to };
+  if (d.title) run.titles = { ...run.titles, [d.agent]: d.title };
 }
 
 const convFold: Fold<ConvState> = {
@@ -124,16 +131,19 @@ const convFold: Fold<ConvState> = {
   'step.open'(state, d) {
     const run = state.runs[d.run];
     if (!run) return;
-    run.step = run.open_step = d.step;
+    run.step = d.step;
     run.model = d.model;
+    run.open_steps = { ...run.open_steps, [String(d.step)]: without(d, 'run', 'step') };
   },
   'step.close'(state, d) {
     const run = state.runs[d.run];
     if (!run) return;
-    delete run.open_step;
+    const { [String(d.step)]: opened, ...open } = run.open_steps ?? {};
+    if (Object.keys(open).length > 0) run.open_steps = open;
+    else delete run.open_steps;
     if (d.usage) run.usage = addUsage(run.usage, d.usage);
     const message = state.messages.findLast((one) => one.step === d.step && one.run === d.run);
-    if (message) Object.assign(message, without(d, 'run', 'step'), { model: run.model });
+    if (message) Object.assign(message, without(d, 'run', 'step'), { model: opened?.model ?? run.model });
   },
   'agent.open'(state, d) {
     setAgent(state, d, 'open');
@@ -165,6 +175,8 @@ const convFold: Fold<ConvState> = {
   },
   'tool.open'(state, d) {
     state.tools[d.call] = { ...without(d, 'call'), status: 'running' } as ToolState;
+    const lost = isGiven(d.again) ? state.tools[d.again] : undefined;
+    if (lost) lost.repeated = d.call;
   },
   'tool.progress'(state, d) {
     const tool = state.tools[d.call];
@@ -180,18 +192,28 @@ const convFold: Fold<ConvState> = {
   },
   'ask.open'(state, d) {
     state.asks[d.ask] = without(d, 'ask');
+    const run = state.runs[d.run];
+    if (!run) return;
+    const given = (['ask', 'kind', 'title', 'name', 'call', 'ts'] as const).filter((member) => isGiven(d[member]));
+    run.asked = [...(run.asked ?? []), Object.fromEntries(given.map((member) => [member, d[member]])) as unknown as Asked].slice(-ASKED);
   },
   'ask.close'(state, d) {
-    const call = state.asks[d.ask]?.call;
+    const ask = state.asks[d.ask];
+    if (!ask) return;
     delete state.asks[d.ask];
-    const tool = call === undefined ? undefined : state.tools[call];
+    const tool = ask.call === undefined ? undefined : state.tools[ask.call];
     if (tool && isGiven(d.args)) tool.args = d.args;
+    const run = state.runs[ask.run];
+    if (run?.asked) run.asked = run.asked.map((one) => (one.ask === d.ask ? { ...one, choice: d.choice, by: d.by } : one));
   },
   config(state, d) {
     const holder = String(d.scope).startsWith('conv:') ? state.conv : runOfScope(state, d.scope);
     if (!holder) return;
     holder.config = mergePatch(holder.config, d.patch);
     holder.rev = d.rev;
+    if (holder === state.conv) return;
+    const run = holder as RunState;
+    run.changes = [...(run.changes ?? []), { ...without(d, 'scope'), step: run.step } as ConfigChange].slice(-CHANGES);
   },
   'config.applied'(state, d) {
     const run = runOfScope(state, d.scope);

@@ -108,6 +108,38 @@ export interface AppliedConfig {
   step: number;
 }
 
+/** A model round that has not ended. */
+export interface OpenStep {
+  model: string;
+  agent?: string | null;
+  ts?: number;
+  [member: string]: unknown;
+}
+
+/** A patch of a run's config, and the step that was the newest then. */
+export interface ConfigChange {
+  rev: number;
+  patch: ConfigDoc;
+  by: string;
+  ts?: number;
+  step: number;
+}
+
+/** A question of a run, and how it was settled: `by` is null where no person did it. */
+export interface Asked {
+  ask: string;
+  kind: string;
+  title: string;
+  /** What the run's kind calls it. */
+  name?: string;
+  /** The tool call that it is about. */
+  call?: string;
+  ts: number;
+  /** Left out while it is open. */
+  choice?: string | null;
+  by?: string | null;
+}
+
 export interface RunState {
   kind: string;
   by?: string | null;
@@ -115,12 +147,20 @@ export interface RunState {
   status: RunStatus;
   /** The newest step; 0 before the first. */
   step: number;
-  /** The step that is open, if one is. */
-  open_step?: number;
+  /** The steps that are open, by number. */
+  open_steps?: Record<string, OpenStep>;
   /** The model of the newest step. */
   model?: string;
   /** Agents that act or acted in the run. */
   agents?: Record<string, 'open' | 'closed'>;
+  /** What people call them, where that is told. */
+  titles?: Record<string, string>;
+  /** The patches of its config, the newest 200. */
+  changes?: ConfigChange[];
+  /** What people were asked, the newest 200. */
+  asked?: Asked[];
+  /** It is to hold before its next step. */
+  paused?: boolean;
   rev: number;
   config: ConfigDoc;
   usage: Usage;
@@ -146,6 +186,10 @@ export interface ToolProgress {
 export interface ToolState {
   run: string;
   name: string;
+  /** The agent that called it. */
+  agent?: string | null;
+  /** The call that repeats this one, which was lost. */
+  repeated?: string;
   /** What people call it. */
   title?: string | null;
   origin: string;
