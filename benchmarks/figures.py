@@ -36,7 +36,8 @@ class Size(Struct):
     asks: int = 10
     tokens: int = 96
     flood_tokens: int = 256
-    flood_replies: int = 300
+    flood_rounds: int = 15
+    flood_replies: int = 100
     sockets: int = 1000
     events: int = 60
     messages: int = 20_000
@@ -45,7 +46,7 @@ class Size(Struct):
     settle_s: float = SETTLE_S
 
 
-QUICK = Size(rounds=3, tokens=48, flood_replies=100, events=20, messages=5_000, starts=3, stall_s=3.0)
+QUICK = Size(rounds=3, tokens=48, flood_rounds=6, flood_replies=50, events=20, messages=5_000, starts=3, stall_s=3.0)
 
 
 class Figure(Struct):
@@ -160,13 +161,15 @@ async def flood(size: Size) -> list[Figure]:
         for server in servers:
             await asyncio.gather(*(asker.open() for asker in askers[server.name]))
         for count, figure in zip(counts, figures, strict=True):
-            for number in range(size.rounds + 1):
-                for server in servers:
+            # A machine's pace changes by the minute, so rounds are many and short, and everybody goes first in turn.
+            for number in range(size.flood_rounds + 1):
+                first = number % len(servers)
+                for server in (*servers[first:], *servers[:first]):
                     # Where a token costs fifty times as much, fewer of them are measured as well.
                     slow = server.name in ("openai-sdk", "litellm")
                     if slow and number > SLOW_ROUNDS:
                         continue
-                    replies = max(1, size.flood_replies // (10 * count if slow else count))
+                    replies = max(1 if slow else 2, size.flood_replies // (3 * count if slow else count))
                     chosen = askers[server.name][:count]
                     before = server.cpu_s()
                     await asyncio.gather(*(_ask_often(server, asker, replies, upstream.tokens) for asker in chosen))

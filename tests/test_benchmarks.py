@@ -17,6 +17,7 @@ TINY = Size(
     asks=2,
     tokens=4,
     flood_tokens=40,
+    flood_rounds=1,
     flood_replies=24,
     sockets=5,
     events=2,

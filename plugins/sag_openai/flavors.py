@@ -6,6 +6,7 @@ Owns defaults of addresses, models and names of members. What is done with them 
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -137,6 +138,7 @@ def is_deepseek(model: str, base_url: str) -> bool:
     return "deepseek" in model.lower() or _within(_address(base_url)[0], ("deepseek.com",))
 
 
+@lru_cache(64)
 def _address(base_url: str) -> tuple[str, int | None]:
     parts = urlsplit(base_url)
     return (parts.hostname or "").rstrip("."), parts.port

@@ -65,7 +65,8 @@ class Attempts:
             RunLimit, RunEnded: From the writer.
         """
         began = self._loop.time()
-        log.debug("run %s step %d: %s is asked %r", self._run.id, self._step, self._name, self._prompt())
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("run %s step %d: %s is asked %r", self._run.id, self._step, self._name, self._prompt())
         while True:
             try:
                 return await self._try()

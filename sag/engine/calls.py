@@ -384,7 +384,7 @@ class Calls:
             stop=stop[:4] if stop else None,
         )
         messages = [*([text_message("system", system)] if system else []), *asked]
-        request = make_request(model, messages, Toolbox((), None, {}), wanted)
+        request = make_request(model, messages, Toolbox((), {}), wanted)
         try:
             exchange = await Attempts(self._run, number, name, provider, request, wanted, ear).run()
         except ProviderError as e:

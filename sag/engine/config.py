@@ -84,7 +84,8 @@ def layered(*documents: Json) -> Json:
     """The merge of layers, the lowest first."""
     out: Json = {}
     for document in documents:
-        out = merge_patch(out, document)
+        if document:
+            out = merge_patch(out, document)
     return out
 
 
@@ -108,6 +109,8 @@ def patched(document: Json, patch: Any, struct: type[Any], *below: Json) -> Json
     """
     if not isinstance(patch, dict):
         raise Fault("config.invalid", "A patch is an object.", path="$")
+    if not patch and not document and not any(below):
+        return {}  # as nearly every run begins; defaults fit
     out: Json = merge_patch(document, patch)
     validate(out, struct)
     validate(layered(*below, out), struct)

@@ -285,7 +285,7 @@ class Engine:
         tx.append(home.inbox, InboxRunOpen(run.id, home.id, kind.name, "running" if begins else "queued"))
         if begins:
             home.active = run
-            tx.after(lambda: self._launch(run))
+            tx.handed(lambda: self._launch(run))  # so that its first step shares the commit
         else:
             home.queue.append(run)
         tx.undo(partial(self._withdraw, run))

@@ -25,7 +25,7 @@ from sag.engine.config import defaults, layered, validate
 from sag.engine.ends import RunEnded, RunLimit
 from sag.engine.fitting import Count, count, fit_files, fit_length, less, room
 from sag.engine.models import make_request
-from sag.engine.toolbox import Toolbox, ToolSource, legal_name
+from sag.engine.toolbox import Toolbox, ToolSource, common_box, legal_name
 from sag.engine.writer import Ear, PartWriter
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
@@ -403,7 +403,7 @@ class Run:
             try:
                 await self.emit(*events)
                 work = self._round(number, msg, writer, name, provider, request, config)
-                round.task = asyncio.ensure_future(work)
+                round.task = asyncio.create_task(work)
                 try:
                     return await round.task
                 finally:
@@ -465,7 +465,10 @@ class Run:
         offered = [*(self._offered or ()), *(self.source.tools.values() if self.source is not None else ())]
         if agent.offered is not None:
             offered = [tool for tool in offered if agent.offered(tool)]
-        return Toolbox(offered, None, agent.settings.get("tools", config.tools), agent.own)
+        switched = agent.settings.get("tools", config.tools)
+        if agent.own:
+            return Toolbox(offered, switched, agent.own)
+        return common_box(tuple(offered), tuple(switched.items()))
 
     def hints(self, agent: Agent) -> list[str]:
         """What a system prompt may say of the tools that an agent is offered, each text once.

@@ -34,7 +34,7 @@ def legal_name(name: str, connector: str = "") -> str:
     One that had to be changed, or that could be another connector's tool as well, ends in its own digest.
     """
     whole = _whole(name, connector)
-    legal = _plain(whole)
+    legal = plain_name(name, connector)
     parted = whole.find("__"), whole.rfind("__")  # once between connector and name, and nowhere else
     if legal == whole and 0 < len(legal) <= 64 and parted == ((len(connector),) * 2 if connector else (-1, -1)):
         return legal
@@ -46,8 +46,10 @@ def _whole(name: str, connector: str) -> str:
     return f"{connector}__{name}" if connector else name
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)
+@lru_cache(4096)
+def plain_name(name: str, connector: str = "") -> str:
+    """A name of legal characters, which another tool may have too."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", _whole(name, connector))
 
 
 def is_on(tool: Tool, switched: Mapping[str, bool]) -> bool:
@@ -59,8 +61,7 @@ class Toolbox:
     """One run's tools.
 
     Args:
-        tools: The hub's tools.
-        source: The session that started the run, if it lives.
+        tools: Those of the hub and of the session that started the run.
         switched: Which are off or on, by key or by connector; one that is not named is on.
         own: Tools of the run kind's; they are always on, and go before others of their names.
     """
@@ -68,18 +69,19 @@ class Toolbox:
     def __init__(
         self,
         tools: Iterable[Tool],
-        source: ToolSource | None,
         switched: Mapping[str, bool],
         own: Sequence[Tool] = (),
     ) -> None:
         self._by_legal: dict[str, Tool] = {}
         self._by_key: dict[str, Tool] = {}
         self._by_plain: dict[str, Tool | None] = {}
-        for tool in (*own, *tools, *(source.tools.values() if source is not None else ())):
-            if (tool in own or is_on(tool, switched)) and tool.key not in self._by_key:
+        self._specs: list[ToolSpec] | None = None
+        for tool in (*own, *tools):
+            key = tool.key
+            if key not in self._by_key and (tool in own or is_on(tool, switched)):
                 self._by_legal.setdefault(legal_name(tool.name, tool.connector), tool)
-                self._by_key[tool.key] = tool
-                plain = _plain(_whole(tool.name, tool.connector))
+                self._by_key[key] = tool
+                plain = plain_name(tool.name, tool.connector)
                 self._by_plain[plain] = None if plain in self._by_plain else tool
 
     @property
@@ -89,8 +91,16 @@ class Toolbox:
 
     def specs(self) -> list[ToolSpec]:
         """What the model is offered."""
-        return [ToolSpec(legal, t.description, t.input) for legal, t in self._by_legal.items()]
+        if self._specs is None:
+            self._specs = [ToolSpec(legal, t.description, t.input) for legal, t in self._by_legal.items()]
+        return list(self._specs)
 
     def find(self, name: str) -> Tool | None:
         """A tool by the name that a model used, by its key, or by a name without the digest that is no other's."""
         return self._by_legal.get(name) or self._by_key.get(name) or self._by_plain.get(name)
+
+
+@lru_cache(4)
+def common_box(tools: tuple[Tool, ...], switched: tuple[tuple[str, bool], ...]) -> Toolbox:
+    """The toolbox of a step whose run kind brings nothing: most have the same one, run after run."""
+    return Toolbox(tools, dict(switched))

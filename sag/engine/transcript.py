@@ -147,7 +147,7 @@ def newest(tools: Json, call: str) -> Json | None:
 
 def is_cut(message: Json) -> bool:
     """Whether what the model said was cut; what a tool wrote while it worked is not the model's."""
-    return any(p.get("partial") or p["open"] for p in message["parts"] if p["kind"] != "tool_output")
+    return any((part["open"] or part.get("partial")) and part["kind"] != "tool_output" for part in message["parts"])
 
 
 def _files(tool: Json) -> list[Part]:

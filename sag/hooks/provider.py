@@ -91,6 +91,8 @@ class Message(Struct, omit_defaults=True):
     @property
     def text(self) -> str:
         """Its text."""
+        if len(self.parts) == 1 and isinstance(part := self.parts[0], TextPart):  # as nearly every message's
+            return part.text
         return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property

@@ -42,8 +42,8 @@ class Socket(Protocol):
     writable: bool
     sink: Any
 
-    def write(self, frame: bytes) -> None:
-        """Send a whole WebSocket frame; never waits."""
+    def write(self, *frames: bytes) -> None:
+        """Send whole WebSocket frames; never waits."""
 
     def unsent(self) -> int:
         """Bytes that the peer has not acknowledged, as far as this machine knows."""
@@ -68,21 +68,24 @@ class Subscription:
     def offer(self, topic: Topic, batch: Batch) -> None:
         if not self.active:
             return
-        socket = self.connection.socket
-        if self.lagging or self.cursor != batch.after or not socket.writable:
-            self.connection.lag(self)
+        connection = self.connection
+        if self.lagging or self.cursor != batch.after or not connection.socket.writable:
+            connection.lag(self)
             return
         t = self.t
         data = batch.cache.get(t)
         if data is None:
             data = batch.cache[t] = frames.websocket_text(batch.text(t))
         self.cursor = batch.last
-        socket.write(data)
+        if connection.answering:
+            connection.hold(data)
+        else:
+            connection.socket.write(data)
 
     def ephemeral(self, topic: Topic, name: str, body: bytes) -> None:
         if self.active and not self.lagging and self.connection.socket.writable:
             text = b'{"t":%d,"e":"%b","d":%b}' % (self.t, name.encode(), body)
-            self.connection.socket.write(frames.websocket_text(text))
+            self.connection.let_go(frames.websocket_text(text))
 
     def ended(self, topic: Topic, reason: str) -> None:
         self.connection.topic_closed(self, reason)
@@ -142,8 +145,8 @@ class Connection:
     """One socket's side of the hub."""
 
     __slots__ = (
-        "_bad_rate", "_greeting", "_heartbeat", "_last_heard", "_next_t", "_outbox", "_outbox_size", "_pump",
-        "_tasks", "_timers", "_unsent", "address", "client", "closed", "closing", "expires", "hub", "machine",
+        "_bad_rate", "_greeting", "_heartbeat", "_held", "_last_heard", "_next_t", "_outbox", "_outbox_size", "_pump",
+        "_timers", "_unsent", "address", "answering", "client", "closed", "closing", "expires", "hub", "machine",
         "session", "socket", "subscriptions", "token", "user",
     )  # fmt: skip
 
@@ -157,9 +160,10 @@ class Connection:
         self.closing: Closing | None = None
         self.expires: int | None = None
         self._next_t = 1
-        self._tasks: dict[Any, asyncio.Task[None]] = {}
+        self.answering: dict[Any, asyncio.Task[None]] = {}
         self._greeting: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._held: list[bytes] = []
         self._outbox: list[bytes] = []
         self._outbox_size = 0
         self._bad_rate = (0.0, 0.0)
@@ -224,7 +228,7 @@ class Connection:
             return
         if method == "rpc.cancel":
             id = values.get("id")
-            if isinstance(id, int | str) and (task := self._tasks.get(id)):
+            if isinstance(id, int | str) and (task := self.answering.get(id)):
                 # A task that is cancelled before its first step never runs, and would leave the request unanswered.
                 asyncio.get_running_loop().call_soon(task.cancel)
         elif method == "rpc.progress" and self.session is not None:
@@ -236,8 +240,7 @@ class Connection:
     # requests
 
     def _start(self, id: Any, method: str, params: bytes) -> None:
-        task = asyncio.ensure_future(self._serve(id, method, params))
-        self._tasks[id] = task
+        self.answering[id] = asyncio.create_task(self._serve(id, method, params))
 
     async def _serve(self, id: Any, method: str, params: bytes) -> None:
         activate: Subscription | None = None
@@ -256,7 +259,7 @@ class Connection:
             activate = None
             _, body = error_body(e, method)
             text = frames.failure(id, body)
-        self._tasks.pop(id, None)
+        self.answering.pop(id, None)
         self.machine.answered(id)
         self.send(text)
         if activate is not None:
@@ -492,12 +495,30 @@ class Connection:
         if self.closed:
             return
         if self.socket.writable and not self._outbox:
-            self.socket.write(frames.websocket_text(text))
+            self.let_go(frames.websocket_text(text))
             return
         self._outbox.append(text)
         self._outbox_size += len(text)
         if self._outbox_size > self.hub.limits.outbox:
             self.end(closing.SLOW)
+
+    def hold(self, frame: bytes) -> None:
+        """Write a frame with the answer that is about to follow it, or two turns later.
+
+        The answer to what caused an event comes just behind it, and two writes cost twice as much as one.
+        """
+        if not self._held:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self.let_go)
+        self._held.append(frame)
+
+    def let_go(self, *frames: bytes) -> None:
+        """Write what was held, and what follows it."""
+        if self._held:
+            frames = (*self._held, *frames)
+            self._held.clear()
+        if frames:
+            self.socket.write(*frames)
 
     def lag(self, subscription: Subscription) -> None:
         """A subscription is behind: it is read forward for as soon as the socket takes bytes."""
@@ -510,7 +531,7 @@ class Connection:
         while self._outbox and self.socket.writable:
             text = self._outbox.pop(0)
             self._outbox_size -= len(text)
-            self.socket.write(frames.websocket_text(text))
+            self.let_go(frames.websocket_text(text))
         if self._pump is None and not self.closed and any(s.lagging for s in self.subscriptions.values()):
             self._pump = asyncio.ensure_future(self._catch_up())
 
@@ -548,7 +569,7 @@ class Connection:
             entries = [e for e in entries if e.off <= s.replay_to]
         objects = tails(entries, s.cursor, replay=replay)
         s.cursor = entries[-1].off
-        self.socket.write(frames.websocket_text(frame(s.t, objects)))
+        self.let_go(frames.websocket_text(frame(s.t, objects)))
         if s.cursor >= s.topic.head:
             s.lagging = False
         await asyncio.sleep(0)
@@ -619,6 +640,7 @@ class Connection:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._held.clear()
         for subscription in list(self.subscriptions.values()):
             self._drop(subscription)
         if self._pump is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from sag.topics.journal import Journal, Put, Row
@@ -78,7 +79,12 @@ def _is_of(message: Any, d: Any) -> bool:
 
 def utc_day(ts: int) -> str:
     """The day of a time in Unix ms, `YYYY-MM-DD`."""
-    return datetime.fromtimestamp(ts / 1000, UTC).date().isoformat()
+    return _day(ts // 86_400_000)
+
+
+@lru_cache(64)
+def _day(number: int) -> str:
+    return datetime.fromtimestamp(number * 86_400, UTC).date().isoformat()
 
 
 def to_nano(usd: float | None) -> int | None:

@@ -215,6 +215,7 @@ class Transaction:
         self._topics = topics
         self._unit = Unit()
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._handed: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
         self._touched: dict[Topic, int] = {}
@@ -248,12 +249,12 @@ class Transaction:
         if key_member is not None:
             key = str(d[key_member])
         ts = now_ms()
-        self.touch(topic)
+        if topic.birth is not None:
+            self.touch(topic)
         entry = topic._append(name, key, ts, body, d)
         self._unit.events.append((topic.tid, entry))
         self._touched[topic] = entry.off
-        for write in self._topics.project(topic, name, d, ts):
-            self._unit.writes.append(write)
+        self._unit.writes.extend(self._topics.project(topic, name, d, ts))
         return entry.off
 
     def _abandon(self, fault: Fault) -> None:
@@ -280,6 +281,10 @@ class Transaction:
         """Add rows to write."""
         self._unit.writes.extend(writes)
 
+    def handed(self, call: Callable[[], None]) -> None:
+        """Call when it is with the journal: what is submitted from then on is kept after it or not at all."""
+        self._handed.append(call)
+
     def after(self, call: Callable[[], None]) -> None:
         """Call when the commit is done; not called when it fails."""
         self._after.append(call)
@@ -304,6 +309,8 @@ class Transaction:
         self._size = sum([len(entry.body) for _, entry in unit.events])
         self._topics.backlog.add(self._size)
         self._topics.journal.submit(unit)
+        for call in self._handed:
+            call()
         return self._future
 
     def _done(self, fault: Fault | None) -> None:
@@ -325,10 +332,7 @@ class Transaction:
             call()
         if self._unit.writes:
             self._topics.kept(self._unit.writes)
-        for topic, off in self._touched.items():
-            topic._committed(off)
-            if topic.tip == topic.head > topic._snap_off + SNAPSHOT_EVERY:
-                self._topics.keep_snapshot(topic)
+        self._topics.show(self._touched)
         if not future.done():
             future.set_result(None)
 
@@ -359,6 +363,7 @@ class Topics:
         self._loading: dict[tuple[str, str], asyncio.Future[Topic | None]] = {}
         self._absent: set[tuple[str, str]] = set()
         self._dirty: dict[Topic, None] = {}
+        self._fresh: dict[Topic, int] = {}
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -533,6 +538,25 @@ class Topics:
             self.flush_deltas(topic, tx)
         if not tx.empty:
             tx.submit()
+
+    # telling
+
+    def show(self, committed: dict[Topic, int]) -> None:
+        """Let topics' readers have what was committed, as far as an offset of each.
+
+        What one commit of the journal kept goes out together, in the next turn of the loop: before whoever waits for a
+        transaction goes on, and in one frame for each reader, whose way through the kernel costs most of all.
+        """
+        if not self._fresh:
+            asyncio.get_running_loop().call_soon(self._show)
+        self._fresh |= committed
+
+    def _show(self) -> None:
+        fresh, self._fresh = self._fresh, {}
+        for topic, off in fresh.items():
+            topic._committed(off)
+            if topic.tip == topic.head > topic._snap_off + SNAPSHOT_EVERY:
+                self.keep_snapshot(topic)
 
     # trouble, keeping and deleting
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sag.engine.toolbox import Toolbox, is_on, legal_name
-from sag.hooks.tool import Tool
 from sag.testing.provider import call, say
 from tests.connectors import FakeConnector, make_tool
 
@@ -20,15 +19,6 @@ NAMES = [
     "größe", "list_projects" * 6, "list_projects" * 6 + "2", "x" * 64, "x" * 62, "tool\n", "a/b", "a", "time__b",
     "é", "e\u0301", " ", "", "…", "日本", "日本2",
 ]  # fmt: skip
-
-
-class Source:
-    """A client's session."""
-
-    id = "ses_1"
-
-    def __init__(self, *tools: Tool) -> None:
-        self.tools = {tool.name: tool for tool in tools}
 
 
 def test_every_name_is_legal_and_no_two_are_the_same() -> None:
@@ -49,17 +39,15 @@ def test_names_that_may_stay_do() -> None:
 
 
 def test_a_name_does_not_depend_on_who_else_is_there() -> None:
-    alone = Toolbox([make_tool("list", connector="two")], None, {})
-    among = Toolbox(
-        [make_tool("list"), make_tool("list", connector="one"), make_tool("list", connector="two")], Source(), {}
-    )
+    alone = Toolbox([make_tool("list", connector="two")], {})
+    among = Toolbox([make_tool("list"), make_tool("list", connector="one"), make_tool("list", connector="two")], {})
     assert {s.name for s in alone.specs()} <= {s.name for s in among.specs()}
     assert len(among.specs()) == 3
 
 
 def test_a_tool_is_found_by_the_models_name_and_by_its_key_and_by_no_other() -> None:
     one, two = make_tool("list", connector="one"), make_tool("list", connector="two")
-    box = Toolbox([one, two], None, {})
+    box = Toolbox([one, two], {})
     assert box.find("one__list") is box.find("one/list") is one
     assert box.find("two__list") is box.find("two/list") is two
     for name in ("list", "one", "one_list", "", "three__list", "One__list"):
@@ -72,7 +60,7 @@ def test_a_model_may_leave_out_the_digest_where_no_other_tool_is_meant() -> None
         make_tool("list.all", connector="one"),
         make_tool("list all", connector="one"),
     )
-    box = Toolbox([show, odd, even], None, {})
+    box = Toolbox([show, odd, even], {})
     assert box.find("screen_show") is box.find(legal_name("screen.show")) is show
     assert box.find("one__list_all") is None
     assert box.find(legal_name("list all", "one")) is even
@@ -82,7 +70,7 @@ def test_a_client_takes_no_name_of_the_hubs() -> None:
     mine, theirs, other = make_tool("list"), make_tool("list", origin="client"), make_tool("one/list")
     of_connector = make_tool("list", connector="one")
     lookalike = make_tool("one__list", origin="client")
-    box = Toolbox([mine, of_connector], Source(theirs, other, lookalike), {})
+    box = Toolbox([mine, of_connector, theirs, other, lookalike], {})
     assert box.find("list") is mine
     assert box.find("one/list") is of_connector
     assert box.find("one__list") is of_connector
@@ -103,7 +91,7 @@ def test_a_client_takes_no_name_of_the_hubs() -> None:
 def test_a_tools_own_switch_counts_before_its_connectors(switched: dict[str, bool], on: list[bool]) -> None:
     tools = [make_tool("list", connector="one"), make_tool("get", connector="one"), make_tool("list")]
     assert [is_on(tool, switched) for tool in tools] == on
-    box = Toolbox(tools, None, switched)
+    box = Toolbox(tools, switched)
     assert [box.find(tool.key) is tool for tool in tools] == on
     assert len(box.specs()) == sum(on)
 

@@ -90,7 +90,7 @@ async def _nothing(args: Any, ctx: Any) -> None:
 
 def test_names_are_legal_and_unique_and_switched_tools_are_gone() -> None:
     tools = [Tool(n, "", {"type": "object"}, _nothing) for n in ("a.b", "a/b", "c", "d")]
-    box = Toolbox(tools, None, {"c": False})
+    box = Toolbox(tools, {"c": False})
     dotted, slashed, plain = [s.name for s in box.specs()]
     assert (dotted[:4], slashed[:4], plain) == ("a_b_", "a_b_", "d")
     assert dotted != slashed

@@ -141,7 +141,7 @@ async def view_of(client: Client, answer: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "point", [f"{name}:{n}" for name in ("append_before_commit", "commit_before_send") for n in (1, 2, 3, 5, 8)]
+    "point", [f"{name}:{n}" for name in ("append_before_commit", "commit_before_send") for n in (1, 2, 3, 5, 6)]
 )
 async def test_a_kill_around_a_commit_shows_nothing_that_is_not_kept(hub: Hub, client: Client, point: str) -> None:
     answers: list[dict[str, Any]] = []

@@ -239,9 +239,10 @@ class Wire:
         self.sent: list[Json] = []
         self.news = asyncio.Event()
 
-    def write(self, frame: bytes) -> None:
-        found = json.loads(websocket_payload(frame))
-        self.sent += found if isinstance(found, list) else [found]
+    def write(self, *frames: bytes) -> None:
+        for frame in frames:
+            found = json.loads(websocket_payload(frame))
+            self.sent += found if isinstance(found, list) else [found]
         self.news.set()
 
     def unsent(self) -> int:
