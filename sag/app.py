@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import logging
 import logging.handlers
 import os
@@ -278,7 +279,8 @@ class App:
         from sag.ops.export import document, socket_operations
 
         socket = socket_operations(HelloParams, SubscribeParams, UnsubscribeParams, Subscribed, Auth)
-        return document(name, self.registry, __version__, socket, self.topics.families)
+        routes = {route: inspect.getdoc(given.function) or "" for route, given in self.extensions.routes.items()}
+        return document(name, self.registry, __version__, socket, self.topics.families, routes)
 
     def _announce(self) -> None:
         """What the hub offers has changed: tell it on `hub`, once for many changes."""

@@ -173,7 +173,7 @@ class Runs:
     async def kinds(self, call: Call, params: KindList) -> KindListed:
         """The run kinds that plugins offer."""
         kinds = sorted(self._engine.extensions.kinds.values(), key=lambda kind: (kind.name != "chat", kind.name))
-        return KindListed([_kind(kind) for kind in kinds])
+        return KindListed([_kind(kind) for kind in kinds if kind.listed])
 
     @operation("run.get", who="user", rest="GET /api/runs/{run}")
     async def get(self, call: Call, params: RunRef) -> RunView:

@@ -387,6 +387,7 @@ class Hub(Generic[S]):
         *,
         title: str = "",
         exported: Callable[[Json, Json], Json] | None = None,
+        listed: bool = True,
     ) -> None:
         """Offer a way in which runs proceed.
 
@@ -397,6 +398,7 @@ class Hub(Generic[S]):
             title: What people call it.
             exported: `exported(object, config)` gives members that an export of a run has besides, from the run's
                 object of the snapshot and its effective config.
+            listed: Whether people choose it (`kind.list`); else programs alone name it.
 
         Raises:
             TypeError: The config is no subclass of `RunConfig`, a member has no default, or `run` is not async.
@@ -411,7 +413,7 @@ class Hub(Generic[S]):
         except TypeError as e:
             raise TypeError(f"run kind {name}: every member of its config needs a default ({e})") from None
         description = (inspect.getdoc(run) or "").partition("\n")[0]
-        kind = RunKind(name, config, run, self.name, title or name.capitalize(), description, exported)
+        kind = RunKind(name, config, run, self.name, title or name.capitalize(), description, exported, listed)
         self._stage(self._staged.kinds, kind, name)
 
     def add_operation(self, function: Callable[..., Awaitable[Any]]) -> None:

@@ -72,6 +72,7 @@ class RunKind(Struct):
         run: Does the work, on what the run's topic says has been done already.
         origin: The plugin that brought it.
         title, description: For people.
+        listed: Whether people choose it; else programs alone name it.
         exported: Gives members that an export of a run has besides.
     """
 
@@ -82,3 +83,4 @@ class RunKind(Struct):
     title: str = ""
     description: str = ""
     exported: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
+    listed: bool = True

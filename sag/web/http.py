@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -34,6 +34,7 @@ from sag.web.guard import Guard
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 COMMENT_S = 30.0
 KEEPALIVE_S = 15.0
+FAREWELL_S = 0.5  # that streams have for the end of runs which the hub interrupts
 SLOWEST = 1 << 10  # bytes of a body per second
 Answer = Callable[[Request], Awaitable[Response]]
 _CSP = (
@@ -95,7 +96,7 @@ class HttpFacade:
                 allowed.setdefault(known.path, set()).update(known.methods or ())
         for path, methods in allowed.items():  # else the page, which lies below everything, would say 404
             if others := sorted({*CHANGING, "GET"} - methods):
-                routes.append(Route(path, self._guarded(_no_method(methods)), methods=others))
+                routes.append(Route(path, self._guarded(_no_method(methods)), methods=others, name="no method"))
         for path, given in self.mounts.items():
             mounted = _Mounted(given, path, self._guard, self.mounts, self._closing)
             routes += [Route(path, mounted), Route(f"{path}/{{rest:path}}", mounted)][: 1 + given.below]
@@ -127,6 +128,8 @@ class HttpFacade:
                 if b"token=" in request.scope["query_string"]:
                     raise Fault("request.bad", "A token does not belong in a URL; send it as a header.")
                 return await answer(request)
+            except ClientDisconnect:  # while its body was read
+                return Response(status_code=499)
             except Exception as e:
                 return fault_response(e, f"{request.method} {request.url.path}")
 
@@ -253,8 +256,13 @@ class HttpFacade:
         )
 
     async def _sent(self, events: AsyncIterator[Sent]) -> AsyncIterator[bytes]:
-        """Events as text, with comments while there are none, until they end or the hub goes down."""
+        """Events as text, with comments while there are none, until they end.
+
+        When the hub goes down, what is left to say is still said, as far as it comes within `FAREWELL_S`.
+        """
+        loop = asyncio.get_running_loop()
         closing = asyncio.ensure_future(self._closing.wait())
+        until: float | None = None
         upcoming: asyncio.Future[Sent] | None = None
         try:
             while True:
@@ -262,7 +270,10 @@ class HttpFacade:
                 both: set[asyncio.Future[Any]] = {upcoming, closing}
                 await asyncio.wait(both, timeout=KEEPALIVE_S, return_when=asyncio.FIRST_COMPLETED)
                 if closing.done():
-                    return
+                    until = until or loop.time() + FAREWELL_S
+                    await asyncio.wait({upcoming}, timeout=max(0.0, until - loop.time()))
+                    if not upcoming.done() or loop.time() >= until:
+                        return
                 if not upcoming.done():
                     yield b":\n\n"
                     continue

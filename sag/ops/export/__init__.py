@@ -8,7 +8,7 @@ operations, hooks, the command line) is handed in by those who call.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _DOCUMENTS = {"jsonschema": jsonschema, "openapi": openapi, "asyncapi": asyncapi}
-_made: WeakKeyDictionary[Registry, dict[tuple[str, int, tuple[str, ...]], bytes]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Registry, dict[tuple[object, ...], bytes]] = WeakKeyDictionary()
 
 
 def document(
@@ -43,6 +43,7 @@ def document(
     version: str,
     socket: Sequence[SocketOperation] = (),
     families: Collection[str] = FAMILIES,
+    routes: Mapping[str, str] | None = None,
 ) -> bytes | None:
     """A schema document by its name, made once for what is registered.
 
@@ -52,6 +53,7 @@ def document(
         version: The hub's version.
         socket: The operations of a connection.
         families: Which families of topics there are.
+        routes: HTTP routes of plugins, and what they do.
 
     Returns:
         The document as JSON; None where there is none of that name.
@@ -59,9 +61,9 @@ def document(
     make = _DOCUMENTS.get(name.removesuffix(".json"))
     if make is None:
         return None
-    what = declared(registry, version, socket, families)
+    what = declared(registry, version, socket, families, routes)
     made = _made.setdefault(registry, {})
-    key = (name.removesuffix(".json"), len(what.operations), tuple(what.families))
+    key = (name.removesuffix(".json"), len(what.operations), tuple(what.families), tuple(what.routes))
     if key not in made:
         made[key] = msgspec.json.encode(make(what))
     return made[key]

@@ -112,12 +112,14 @@ class Declared(Struct):
         socket: What exists on the socket alone, by method.
         families: Names of the families of topics whose events are told.
         version: The hub's version.
+        routes: HTTP routes of plugins, `GET /api/dice/{id}`, and what they do.
     """
 
     operations: list[Operation]
     socket: list[SocketOperation]
     families: list[str]
     version: str
+    routes: dict[str, str] = {}
 
     def requests(self) -> list[Operation | SocketOperation]:
         """All that a client can ask for: the operations, then what exists on the socket alone."""
@@ -141,7 +143,11 @@ def events_of(family: str) -> Mapping[str, type[Event]]:
 
 
 def declared(
-    registry: Registry, version: str, socket: Sequence[SocketOperation] = (), families: Collection[str] = FAMILIES
+    registry: Registry,
+    version: str,
+    socket: Sequence[SocketOperation] = (),
+    families: Collection[str] = FAMILIES,
+    routes: Mapping[str, str] | None = None,
 ) -> Declared:
     """Gather what is declared.
 
@@ -150,10 +156,11 @@ def declared(
         version: The hub's version.
         socket: The operations of a connection.
         families: Which families of topics there are; the hub's own come first, the others by name.
+        routes: HTTP routes of plugins, and what they do.
     """
     own = [f for f in FAMILIES if f in families]
     others = sorted(f for f in families if f not in FAMILIES and f in EVENTS)
-    return Declared(list(registry), sorted(socket, key=lambda s: s.method), own + others, version)
+    return Declared(list(registry), sorted(socket, key=lambda s: s.method), own + others, version, dict(routes or {}))
 
 
 def topic_name(family: str) -> str:

@@ -61,6 +61,9 @@ def openapi(declared: Declared) -> Json:
         if op.rest:
             verb, _, path = op.rest.partition(" ")
             paths.setdefault(path, {})[verb.lower()] = _rest(schemas, op, verb, path)
+    for route, text in declared.routes.items():
+        verb, _, path = route.partition(" ")
+        paths.setdefault(re.sub(r":\w+}", "}", path), {})[verb.lower()] = _of_plugin(route, text)
     document = {
         "openapi": "3.1.0",
         "info": {
@@ -95,7 +98,7 @@ def openapi(declared: Declared) -> Json:
 
 
 def _areas(declared: Declared) -> list[str]:
-    return sorted({op.method.partition(".")[0] for op in declared.operations} | {"hub", "file", "topic"})
+    return sorted({op.method.partition(".")[0] for op in declared.operations} | {"hub", "file", "topic", "route"})
 
 
 def _operation(schemas: Schemas, op: Operation, id: str) -> Json:
@@ -158,6 +161,25 @@ def _rest(schemas: Schemas, op: Operation, verb: str, path: str) -> Json:
         needed = [name for name in required if name in members]
         schema = {"type": "object", "properties": members} | ({"required": needed} if needed else {})
         out["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return out
+
+
+def _of_plugin(route: str, text: str) -> Json:
+    """A plugin's route, of which nothing is declared but its path and what it does."""
+    text = paragraphs(text)
+    named = re.findall(r"{(\w+)(?::\w+)?}", route)
+    verb = route.partition(" ")[0]
+    out: Json = {
+        "operationId": re.sub(r"\W+", "_", route).strip("_"),
+        "summary": text.partition("\n")[0] or route,
+        "tags": ["route"],
+        "parameters": [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in named],
+        "responses": {"200": {"description": "The answer."}, "default": {"$ref": "#/components/responses/Error"}},
+    }
+    if "\n" in text:
+        out["description"] = text
+    if verb in ("POST", "PUT", "PATCH"):
+        out["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
     return out
 
 
