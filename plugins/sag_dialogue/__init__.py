@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from sag.plugin import Agent, Fault, Hub, Run, RunLimit, Tool, ToolContext, ToolError, hookimpl
-from sag_dialogue.config import MOST_TURNS, Bot, DialogueConfig
+from sag_dialogue.config import MOST_TURNS, Bot, DialogueConfig, numbered
 from sag_dialogue.routes import Routes
 
 Json = dict[str, Any]
@@ -44,6 +44,7 @@ class Dialogue:
         # One who is left alone has nobody to talk to; a person who said something at the end is answered.
         while len(run.config().bots) > 1 and (self._has_turns(run) or run.unread):
             id = await moderated(run) or silent_longest(run)
+            await number(run)
             with suppress(Removed):
                 await run.turn(partial(speaker, run, id, len(run.rounds())))
 
@@ -65,6 +66,13 @@ class Dialogue:
         prompt = bot.get("system") or config.get("system") or ""
         told = {"provider": provider, "model": name, "prompt": prompt}
         return told | {"temperature": bot.get("temperature", config.get("temperature")), "name": bot.get("name") or id}
+
+
+async def number(run: Run) -> None:
+    """Keep by which number clients know a bot; it stays the bot's own when others leave."""
+    known = run.data.get("numbers", {})
+    if (numbers := numbered(known, run.config().bots)) != known:
+        await run.update({"numbers": numbers})
 
 
 def silent_longest(run: Run) -> str:

@@ -5,6 +5,7 @@ Pure. Above: the kind and its routes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
@@ -82,3 +83,9 @@ class DialogueConfig(RunConfig):
             return config
         joining = {id: bot for id, bot in PAIR.items() if id not in under}
         return {**config, "bots": {id: {**joining.get(id, {}), **bots.get(id, {})} for id in {**joining, **bots}}}
+
+
+def numbered(known: Mapping[str, int], bots: Iterable[str]) -> dict[str, int]:
+    """The bots' numbers from 0: those that are known, and the next for the others, in their order."""
+    new = (id for id in bots if id not in known)
+    return {**known, **{id: number for number, id in enumerate(new, len(known))}}

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from sag.plugin import Fault, Hub, Request, Sent, Stream, User
-from sag_dialogue.config import MOST_BOTS, MOST_TURNS, Name, Prompt, Temperature
+from sag_dialogue.config import MOST_BOTS, MOST_TURNS, Name, Prompt, Temperature, numbered
 
 Json = dict[str, Any]
 
@@ -132,14 +132,18 @@ class Routes:
         """
         run, index = request.path["id"], request.path["index"]
         given = await request.json(BotPatch)
-        bots = list((await self._config(request.user, run))["bots"])
-        if not (index.isdecimal() and len(index) < 4 and int(index) < len(bots)):
-            raise Fault("bot.unknown", f"There is no bot {index[:20]!r}; they are numbered from 0 to {len(bots) - 1}.")
+        data = (await self._find(request.user, run))["object"].get("data") or {}
+        view = await self._hub.call(request.user, "config.get", {"scope": f"run:{run}"})
+        bots = view["effective"]["bots"]
+        numbers = {str(number): id for id, number in numbered(data.get("numbers", {}), bots).items()}
+        if (bot := numbers.get(index)) not in bots:
+            there = ", ".join(number for number, id in numbers.items() if id in bots)
+            raise Fault("bot.unknown", f"There is no bot {index[:20]!r}; there are {there}.")
         members = {"prompt": "system", "temperature": "temperature"}
         change = {members[name]: value for name, value in structs.asdict(given).items() if value is not UNSET}
         if not change:
             raise Fault("rpc.params", "Send prompt or temperature, or both.", path="$")
-        params = {"scope": f"run:{run}", "patch": {"bots": {bots[int(index)]: change}}}
+        params = {"scope": f"run:{run}", "patch": {"bots": {bot: change}}}
         patched = await self._hub.call(request.user, "config.patch", params, client=request.client)
         return {"id": run, "index": int(index), "rev": patched["rev"]}
 
@@ -162,7 +166,7 @@ class Routes:
         """
         run = request.path["id"]
         conv = (await self._find(request.user, run))["conv"]
-        return Stream(self._tell(request.user, conv, run, list((await self._config(request.user, run))["bots"])))
+        return Stream(self._tell(request.user, conv, run))
 
     async def _find(self, user: User, run: str) -> Json:
         found: Json = await self._hub.call(user, "run.get", {"run": run})
@@ -170,14 +174,8 @@ class Routes:
             raise Fault("run.unknown", "That run is no dialogue.")
         return found
 
-    async def _config(self, user: User, run: str) -> Json:
-        await self._find(user, run)
-        view = await self._hub.call(user, "config.get", {"scope": f"run:{run}"})
-        effective: Json = view["effective"]
-        return effective
-
-    async def _tell(self, user: User, conv: str, run: str, bots: list[str]) -> AsyncIterator[Sent]:
-        told = Told(run, bots)
+    async def _tell(self, user: User, conv: str, run: str) -> AsyncIterator[Sent]:
+        told = Told(run)
         error = "The conversation was deleted."
         try:
             async with aclosing(self._hub.subscribe(user.id, f"conv:{conv}", after=0)) as events:  # type: ignore[type-var]
@@ -208,12 +206,11 @@ class Told:
 
     Args:
         run: Which run.
-        bots: The ids of its bots; the first is `bot0`.
     """
 
-    def __init__(self, run: str, bots: list[str]) -> None:
+    def __init__(self, run: str) -> None:
         self._run = run
-        self._roles = {id: f"bot{i}" for i, id in enumerate(bots)}
+        self._roles: dict[str, str] = {}  # of the bots, by their numbers
         self._steps: set[int] = set()  # in which bots speak
         self._parts: dict[int, tuple[str, int]] = {}  # open ones: the role, and the length so far
         self._cut: list[tuple[str, int]] = []  # what a step left that will be done again
@@ -233,11 +230,13 @@ class Told:
             self._cut.append(self._parts[d["part"]])
         elif not isinstance(d, dict) or d.get("run") != self._run:
             return
+        elif name == "run":
+            numbers = (d["patch"].get("data") or {}).get("numbers", {})
+            self._roles |= {id: f"bot{number}" for id, number in numbers.items()}
         elif name == "step.open":
             while self._cut:
                 yield from self._retract(*self._cut.pop())
-            if (agent := d.get("agent")) is not None and agent != "moderator":
-                self._roles.setdefault(agent, f"bot{len(self._roles)}")
+            if d.get("agent") in self._roles:
                 self._steps.add(d["step"])
         elif name == "part.open" and d["kind"] == "text" and d.get("agent") in self._roles:
             self._parts[d["part"]] = self._roles[d["agent"]], 0

@@ -94,6 +94,42 @@ async def test_what_is_void_is_taken_back_before_it_is_said_again() -> None:
         ]
 
 
+async def test_a_bot_keeps_its_number_when_another_leaves() -> None:
+    async with open_stage() as stage:
+        stage.openai.script(slowly("Tea."), say("Cocoa."))
+        stage.anthropic.script(slowly("Coffee."))
+        run = await begin(stage, bots=[*BODY["bots"], {**BODY["bots"][0], "prompt": "You are three."}])
+        early = asyncio.create_task(_all(stage, run))
+        await stage.hears("Coffee. ")
+        await stage.client.call("config.patch", {"scope": f"run:{run}", "patch": {"bots": {"b1": None}}})
+        gone = await stage.http.patch(f"/api/run/{run}/bot/1", json={"temperature": 0})
+        assert (gone.status_code, gone.json()["error"]["data"]["kind"]) == (404, "bot.unknown")
+        assert "there are 0, 2" in gone.json()["error"]["message"]
+        patched = await stage.http.patch(f"/api/run/{run}/bot/2", json={"temperature": 0.8})
+        assert patched.json() == {"id": run, "index": 2, "rev": 3}
+        await stage.end()
+        assert [(prompt(r), r.json["temperature"]) for r in stage.openai.chats] == [
+            ("You are one.", 0.3), ("You are three.", 0.8),
+        ]  # fmt: skip
+        for told in (await early, await _all(stage, run)):
+            roles = [one["role"] for one in joined(told) if one["type"] == "token"]
+            assert roles == ["bot0", "bot1", "bot2"]
+
+
+async def test_a_hub_that_goes_down_tells_the_stream_so() -> None:
+    async with open_stage() as stage:
+        stage.openai.script(stalls("Tea."))
+        run = await begin(stage)
+        stream = asyncio.create_task(_all(stage, run))
+        await stage.hears("Tea. ")
+        hurry = asyncio.Event()
+        hurry.set()
+        await stage.hub.app.drain(hurry)
+        *said, last = await asyncio.wait_for(stream, 5)
+        assert joined(said) == [{"type": "token", "role": "bot0", "delta": "Tea. "}]
+        assert last == {"type": "error", "message": "The hub was restarted; the run can be resumed."}
+
+
 async def test_a_client_that_leaves_the_stream_stops_nothing() -> None:
     async with open_stage() as stage:
         stage.openai.script(slowly("Tea."))

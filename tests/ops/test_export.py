@@ -347,7 +347,7 @@ async def record(app: App) -> Client:
     for text in ("two tools", "count down from 2", "note: milk", "delete note last", "fail auth"):
         await client.run(text, conv=conv)
     await client.ask("config.patch", scope=f"conv:{conv}", patch={"temperature": 0.5})
-    input = [{"kind": "text", "text": "long"}]
+    input = [{"kind": "text", "text": "count down from 2"}]
     long = (await client.ask("run.start", conv=conv, input=input, subscribe=False))["result"]
     for method in ("run.pause", "run.continue"):
         await client.ask(method, run=long["run"])

@@ -22,6 +22,7 @@ from msgspec import Struct
 from sag.plugin import Fault, Reply, Sent, Stream
 
 SEEN = []
+END = asyncio.Event()
 
 class Roll(Struct):
     sides: int
@@ -47,6 +48,10 @@ async def stream(request):
             yield Sent({"a": 1}, "na\\nme", "i\\rd")
             yield Sent("two\\r\\nlines\\rand: a\\nthird")
             if request.query.get("for") == "ever":
+                await asyncio.Event().wait()
+            if request.query.get("for") == "end":
+                await END.wait()
+                yield Sent("the end")
                 await asyncio.Event().wait()
             if request.query.get("for") == "wrong":
                 raise RuntimeError("secret detail")
@@ -197,6 +202,21 @@ async def test_a_hub_that_goes_down_ends_its_streams(
         hub.app.http.close()
         assert (await reading).status_code == 200
         assert seen == ["begun", "ended"]
+
+
+async def test_what_a_stream_has_left_to_say_is_said_before_the_hub_ends_it(
+    plugin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry_point = plugin("dicing", PLUGIN)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry_point])
+    async with running_hub() as hub, http(hub) as client:
+        reading = asyncio.create_task(client.get("/api/stream?for=end"))
+        names = hub.app.extensions.routes["GET /api/stream"].function.__globals__
+        await until(lambda: names["SEEN"] == ["begun"], "the stream")
+        hub.app.http.close()
+        names["END"].set()
+        assert (await asyncio.wait_for(reading, 5)).text.endswith("data: the end\n\n")
+        assert names["SEEN"] == ["begun", "ended"]
 
 
 async def test_a_route_that_is_taken_or_none_is_told(hub: RunningHub) -> None:

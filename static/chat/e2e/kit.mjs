@@ -16,6 +16,20 @@ export async function until(what, check, ms = 20_000) {
   throw new Error(`never happened: ${what}`);
 }
 
+/** Waits until two devices show the same, and gives it. */
+export async function same(one, other) {
+  let shown = [];
+  try {
+    await until('both show the same', async () => {
+      shown = await Promise.all([one.outline(), other.outline()]);
+      return JSON.stringify(shown[0]) === JSON.stringify(shown[1]);
+    }, 10_000);
+  } catch {
+    assert.deepEqual(shown[0], shown[1]);
+  }
+  return shown[0];
+}
+
 /** A line from whoever started this program. */
 export async function heard() {
   for await (const chunk of process.stdin) return String(chunk).trim();
@@ -55,6 +69,45 @@ export class Device {
   async newChat() {
     await this.page.keyboard.press('Control+Shift+KeyO');
     await until('an empty chat', async () => (await this.page.locator('[data-testid="message"]').count()) === 0);
+  }
+
+  /** Choose the kind of the next run. */
+  async choose(kind) {
+    await this.at('kind').click();
+    await this.page.getByRole('menuitemradio', { name: new RegExp(`^${kind}`) }).click();
+    await this.at('kind-chip').waitFor();
+  }
+
+  /** Give a run or a conversation out by a menu's entry, and take what the browser saves. */
+  async download(menu, entry) {
+    const saved = this.page.waitForEvent('download', { timeout: 60_000 });
+    await this.at(menu).last().click();
+    await this.page.getByRole('menuitem', { name: entry }).click();
+    return saved;
+  }
+
+  /** What the conversation shows, without what a moment changes: who said what on which side, plans, calls, lines. */
+  outline() {
+    return this.page.evaluate(() => {
+      const words = (element) => (element?.textContent ?? '').replace(/\s+/g, ' ').trim();
+      return [...document.querySelectorAll('[data-testid="message"]')].map((message) => ({
+        role: message.dataset.role,
+        status: message.dataset.status ?? '',
+        said: message.dataset.role === 'user' ? words(message) : '',
+        plan: [...message.querySelectorAll('[data-testid="plan-step"]')].map((step) => `${words(step.querySelector('.title'))} ${step.dataset.status}`),
+        speeches: [...message.querySelectorAll('[data-testid="speech"]')].map((speech) => [speech.dataset.agent, speech.dataset.side ?? '', words(speech.querySelector('.markdown'))].join(' | ')),
+        lines: [...message.querySelectorAll('[data-testid="handover"], [data-testid="agent-line"]')].map(words),
+        calls: [...message.querySelectorAll('[data-testid="tool-card"]')].map((card) => `${card.dataset.agent} ${card.dataset.name} ${card.dataset.status}`),
+        beside: message.querySelectorAll('[data-testid="beside"]').length,
+      }));
+    });
+  }
+
+  /** Load the page anew; it has to show what another device shows. */
+  async reload(other) {
+    await this.page.reload();
+    await this.at('message').first().waitFor();
+    await same(this, other);
   }
 
   card(name, connector) {

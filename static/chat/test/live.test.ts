@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { conflicts, describePatch, describeValue, edit, editTool, hasAll, isToolOn, memberOf, moved, readStops, toPatch, writeStops } from '../src/lib/live';
+import { conflicts, describePatch, describeValue, edit, editAgent, editPaths, editTool, hasAll, isToolOn, memberOf, moved, pathLabel, readStops, toPatch, withoutPaths, writeStops } from '../src/lib/live';
 
 describe('edits', () => {
   it('hold only what differs from what is in force', () => {
@@ -102,5 +102,30 @@ describe('lists', () => {
   it('of texts to stop at are one in each line, with line breaks spelt', () => {
     expect(readStops('END\n\n\\n\\n\n stop ')).toEqual(['END', '\n\n', ' stop ']);
     expect(readStops(writeStops(['a\nb', 'c']))).toEqual(['a\nb', 'c']);
+  });
+});
+
+describe('agents', () => {
+  const effective = { bots: { b0: { temperature: 1 }, b1: { name: 'Ben', temperature: 0.7 } } };
+
+  it('are edited one by one, by paths of their own', () => {
+    let edits = editAgent({}, effective, 'bots', 'b1', 'temperature', 0.2);
+    edits = editAgent(edits, effective, 'bots', 'b0', 'system', 'Be brief');
+    expect(edits).toEqual({ bots: { b1: { temperature: 0.2 }, b0: { system: 'Be brief' } } });
+    expect(editPaths({ ...edits, model: 'a/m' })).toEqual(['bots.b1.temperature', 'bots.b0.system', 'model']);
+    expect(editAgent(edits, effective, 'bots', 'b1', 'temperature', 0.7)).toEqual({ bots: { b0: { system: 'Be brief' } } });
+    expect(withoutPaths(edits, ['bots.b1.temperature', 'bots.b0.system'])).toEqual({});
+  });
+
+  it('stand against each other only where the same knob of the same one was turned', () => {
+    const edits = { bots: { b1: { temperature: 0.2, name: 'Bob' } } };
+    const theirs = { bots: { b0: { temperature: 0 }, b1: { name: 'Ben', temperature: 0.9 } } };
+    expect(conflicts(edits, effective, theirs)).toEqual(['bots.b1.temperature']);
+    expect(pathLabel('bots.b1.temperature', { b1: 'Ben' })).toBe('Temperature of Ben');
+    expect(pathLabel('model')).toBe('Model');
+  });
+
+  it('are told by their names', () => {
+    expect(describePatch({ bots: { b1: { temperature: 0.2, system: 'x' }, b2: null } }, { b1: 'Ben' })).toBe('Ben: Temperature 0.2, System prompt changed; b2: removed');
   });
 });

@@ -1,6 +1,6 @@
 import { emptyConv, reduceConv, type ConvState } from '@sag/client';
 import { describe, expect, it } from 'vitest';
-import { touchedRuns, TranscriptBuilder, turnText, type Turn } from '../src/lib/transcript';
+import { touchedRuns, TranscriptBuilder, turnsOf, turnText, type Turn } from '../src/lib/transcript';
 
 const NO_MODELS = new Map<string, string>();
 
@@ -55,7 +55,7 @@ describe('turns', () => {
   it('leave a queued message to the chips, and one that was taken out of the queue to nobody', () => {
     const events: [string, unknown][] = [open('r1'), said('m1', 'r1', 'One'), open('r2', 'queued'), said('m2', 'r2', 'Two')];
     const queued = build(fold(...events));
-    expect(queued.queued).toEqual([{ run: 'r2', text: 'Two', files: [], model: null, plain: true }]);
+    expect(queued.queued).toEqual([{ run: 'r2', text: 'Two', files: [], model: null, kind: 'chat', setups: { chat: {} }, plain: true }]);
     expect(outline(queued.turns)).toEqual(['user: One', 'assistant: ']);
     const removed = build(fold(...events, close('r2', 'cancelled')));
     expect(removed.queued).toEqual([]);
@@ -214,5 +214,103 @@ describe('rounds and what happens between them', () => {
     expect([going.afterMs, going.why, going.thinking]).toEqual([undefined, undefined, true]);
     const person = build(fold(...begin, ['run', { run: 'r1', patch: { status: 'waiting' } }])).turns[1]!;
     expect([person.status, person.why]).toEqual(['waiting', undefined]);
+  });
+});
+
+describe('agents', () => {
+  const begin = (agent: string, title: string): [string, unknown] => ['agent.open', { run: 'r1', agent, title, ts: 2 }];
+  const speak = (msg: string, agent: string, part: number, text: string, step: number, ts: number): [string, unknown][] => [
+    ['step.open', { run: 'r1', step, model: 'a/m', agent, ts }], ['message.add', { msg, role: 'assistant', run: 'r1', agent, ts, parts: [], step }],
+    ['part.open', { part, run: 'r1', msg, kind: 'text', ts, agent }], ['delta', [part, text]],
+  ];
+  const ended = (step: number, ms: number, finish = 'stop'): [string, unknown] => ['step.close', { run: 'r1', step, finish, ms }];
+  const makes = (msg: string, part: number, call: string, name: string, more: Record<string, unknown> = {}): [string, unknown][] => [
+    ['part.open', { part, run: 'r1', msg, kind: 'tool_args', call, ts: 2, name }],
+    ['tool.open', { call, run: 'r1', name, origin: 'x', args: {}, risk: 'read', ts: 20, ...more }],
+  ];
+  const lanes = (turn: Turn) => turn.blocks.map((block) => block.lanes.map((lane) => `${lane.speaker?.name}: ${lane.items.map((item) => (item.kind === 'text' ? item.text : item.kind)).join(' ')}`));
+
+  it('that speak one after the other have a block each, also where one speaks again', () => {
+    const state = fold(
+      open('r1'), begin('a', 'Ada'), ...speak('m1', 'a', 1, 'One', 1, 10), ended(1, 10), begin('b', 'Ben'), ...speak('m2', 'b', 2, 'Two', 2, 30), ended(2, 5),
+      ...speak('m3', 'a', 3, 'Three', 3, 40), ended(3, 5), ...speak('m4', 'a', 4, 'Four', 4, 50),
+    );
+    const turn = build(state).turns[0]!;
+    expect(lanes(turn)).toEqual([['Ada: One'], ['Ben: Two'], ['Ada: Three'], ['Ada: Four']]);
+    expect(turn.blocks.map((block) => block.lanes[0]!.isOpen)).toEqual([false, false, false, true]);
+    expect(turnsOf([turn], 'r1')).toBe(4);
+  });
+
+  it('keep to their lane over the rounds of a turn', () => {
+    const state = fold(
+      open('r1'), begin('a', 'Ada'), ...speak('m1', 'a', 1, 'Looking', 1, 10), ...makes('m1', 2, 'k1', 'look_up', { agent: 'a' }), ended(1, 10, 'tools'),
+      ['tool.close', { call: 'k1', status: 'ok', ms: 5 }], ...speak('m2', 'a', 3, 'Found', 2, 30), ended(2, 5),
+    );
+    const turn = build(state).turns[0]!;
+    expect(lanes(turn)).toEqual([['Ada: Looking tools Found']]);
+    expect(turn.items.flatMap((item) => (item.kind === 'tools' ? item.calls.map((call) => call.agent) : []))).toEqual(['Ada']);
+  });
+
+  it('that work at once stand side by side, however their rounds follow each other', () => {
+    const state = fold(
+      open('r1'), begin('a', 'Ada'), begin('b', 'Ben'), ...speak('m1', 'a', 1, 'A1', 1, 10), ...speak('m2', 'b', 2, 'B1', 2, 11),
+      ...makes('m1', 3, 'k1', 'look_up', { agent: 'a' }), ended(1, 5, 'tools'), ...makes('m2', 4, 'k2', 'look_up', { agent: 'b' }), ended(2, 5, 'tools'),
+      ['tool.close', { call: 'k2', status: 'ok', ms: 5 }], ...speak('m3', 'b', 5, 'B2', 3, 30), ended(3, 5),
+      ['tool.close', { call: 'k1', status: 'ok', ms: 50 }], ...speak('m4', 'a', 6, 'A2', 4, 80), ended(4, 5),
+      begin('c', 'Cy'), ...speak('m5', 'c', 7, 'C', 5, 100),
+    );
+    expect(lanes(build(state).turns[0]!)).toEqual([['Ada: A1 tools A2', 'Ben: B1 tools B2'], ['Cy: C']]);
+  });
+
+  it('go on in their lane after a restart, and whoever was cut stands beside nobody', () => {
+    const state = fold(
+      open('r1'), begin('a', 'Ada'), ...speak('m1', 'a', 1, 'On', 1, 10), ['part.close', { part: 1, len: 2, partial: true }], ['step.close', { run: 'r1', step: 1, finish: 'interrupted' }],
+      close('r1', 'interrupted'), ['run', { run: 'r1', patch: { status: 'running' } }], ...speak('m2', 'a', 2, 'Once more', 2, 500), ended(2, 5), begin('b', 'Ben'), ...speak('m3', 'b', 3, 'Yes', 3, 600),
+    );
+    expect(lanes(build(state).turns[0]!)).toEqual([['Ada: On Once more'], ['Ben: Yes']]);
+  });
+
+  it('hand over in a line', () => {
+    const state = fold(
+      open('r1'), begin('t', 'Triage'), ['step.open', { run: 'r1', step: 1, model: 'a/m', agent: 't' }], ['message.add', { msg: 'm1', role: 'assistant', run: 'r1', agent: 't', ts: 10, parts: [], step: 1 }],
+      ...makes('m1', 1, 'k1', 'hand_over', { agent: 't', ends: true, args: { agent: 'b', note: 'yours' } }), ended(1, 5, 'tools'), ['tool.close', { call: 'k1', status: 'ok', ms: 0 }],
+      begin('b', 'Ben'), ...speak('m2', 'b', 2, 'Mine', 2, 30),
+    );
+    const turn = build(state).turns[0]!;
+    expect(lanes(turn)).toEqual([['Triage: line'], ['Ben: Mine']]);
+    expect(turn.items[0]).toMatchObject({ kind: 'line', line: { who: { name: 'Triage' }, to: { name: 'Ben' }, text: 'yours' } });
+  });
+
+  it('have a call that was lost and made again on one card', () => {
+    const state = fold(
+      open('r1'), begin('a', 'Ada'), ...speak('m1', 'a', 1, 'Looking', 1, 10), ...makes('m1', 2, 'k1', 'look_up', { agent: 'a', step: 1 }), ended(1, 5, 'tools'),
+      ['tool.close', { call: 'k1', status: 'lost', ms: 0 }], ['tool.open', { call: 'k2', run: 'r1', name: 'look_up', origin: 'x', args: {}, risk: 'read', ts: 60, agent: 'a', step: 1, again: 'k1' }],
+      ['tool.close', { call: 'k2', status: 'ok', ms: 7 }],
+    );
+    const calls = build(state).turns[0]!.items.flatMap((item) => (item.kind === 'tools' ? item.calls : []));
+    expect(calls.map((call) => [call.call, call.status, call.repeats])).toEqual([['k2', 'ok', 1]]);
+  });
+
+  it('show in their own lane that they are at work', () => {
+    const state = fold(open('r1'), begin('a', 'Ada'), ['step.open', { run: 'r1', step: 1, model: 'a/m', agent: 'a' }], ['message.add', { msg: 'm1', role: 'assistant', run: 'r1', agent: 'a', ts: 10, parts: [], step: 1 }]);
+    const turn = build(state).turns[0]!;
+    expect([turn.thinking, turn.blocks[0]!.lanes[0]!.waits]).toEqual([false, true]);
+  });
+
+  it('keep the objects of what they said before, while one goes on', () => {
+    const builder = new TranscriptBuilder();
+    const state = fold(open('r1'), begin('a', 'Ada'), ...speak('m1', 'a', 1, 'One', 1, 10), ended(1, 10), begin('b', 'Ben'), ...speak('m2', 'b', 3, 'Two', 2, 300));
+    const before = builder.build(state, null, 'all', NO_MODELS).turns[0]!;
+    reduceConv(state, 'delta', [3, ' more']);
+    const after = builder.build(state, null, new Set(['r1']), NO_MODELS).turns[0]!;
+    expect(after.blocks[0]).toBe(before.blocks[0]);
+    expect(lanes(after)[1]).toEqual(['Ben: Two more']);
+    reduceConv(state, 'delta', [1, ' after all']);
+    expect(builder.build(state, null, new Set(['r1']), NO_MODELS).turns[0]!.blocks[0]).not.toBe(before.blocks[0]);
+  });
+
+  it('leave what their kind keeps with the first reply', () => {
+    const state = fold(open('r1'), said('u1', 'r1', 'Go'), ...reply('m1', 'r1', 1, 'One'), said('u2', 'r1', 'Faster'), ...reply('m2', 'r1', 2, 'Two', 2), ['run', { run: 'r1', patch: { data: { plan: { rev: 1 } } } }]);
+    expect(build(state).turns.map((turn) => turn.data)).toEqual([undefined, { plan: { rev: 1 } }, undefined, undefined]);
   });
 });

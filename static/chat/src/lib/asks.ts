@@ -10,6 +10,9 @@ const LABELS: Record<string, string> = {
   accept: 'Accept',
   decline: 'Decline',
   cancel: 'Cancel',
+  approve: 'Approve',
+  change: 'Change…',
+  reject: 'Reject',
 };
 
 /** A choice that says no; nothing goes along with it. */
@@ -20,6 +23,7 @@ export function isRefusal(option: string): boolean {
 export function optionLabel(kind: string, option: string): string {
   if (option === 'accept' && kind === 'form') return 'Submit';
   if (option === 'accept' && kind === 'url') return 'Done';
+  if (option === 'change' && kind === 'form') return 'Change it so';
   if (LABELS[option]) return LABELS[option];
   if (kind === 'choice') return option;
   const words = option.replace(/_/g, ' ');

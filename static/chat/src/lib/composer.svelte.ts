@@ -14,6 +14,10 @@ class Composer {
   model = $state<string | null>(null);
   /** What a chat that is not begun will begin with. */
   config = $state.raw<Record<string, unknown>>({});
+  /** The kind of run to begin; null for that of the conversation. */
+  kind = $state<string | null>(null);
+  /** What was set up for runs of kinds, by kind. */
+  setups = $state.raw<Record<string, Record<string, unknown>>>({});
   /** Grows when the composer should take the focus. */
   focusWanted = $state(0);
   #conv: string | null = null;
@@ -56,6 +60,17 @@ class Composer {
   configure(name: string, value: unknown) {
     const { [name]: _, ...others } = this.config;
     this.config = value === null ? others : { ...others, [name]: value };
+    this.flush();
+  }
+
+  chooseKind(kind: string | null) {
+    this.kind = kind;
+    this.flush();
+  }
+
+  /** Set up the next run of a kind. */
+  setUp(kind: string, setup: Record<string, unknown>) {
+    this.setups = { ...this.setups, [kind]: setup };
     this.flush();
   }
 
@@ -130,6 +145,8 @@ class Composer {
     for (const upload of uploads ?? []) upload.done().then(() => this.#kept(upload), () => undefined);
     this.model ??= draft.model;
     this.config = { ...draft.config, ...this.config };
+    this.kind ??= draft.kind;
+    this.setups = { ...draft.setups, ...this.setups };
     this.flush();
     this.focus();
   }
@@ -141,7 +158,8 @@ class Composer {
   }
 
   #draft(): Draft {
-    return { text: this.text, files: this.uploads.flatMap((u) => u.file ?? []), model: this.model, config: this.config };
+    const { text, model, config, kind, setups } = this;
+    return { text, files: this.uploads.flatMap((u) => u.file ?? []), model, config, kind, setups };
   }
 
   #show(draft: Draft) {
@@ -149,6 +167,8 @@ class Composer {
     this.uploads = draft.files.map((file) => Upload.kept(file));
     this.model = draft.model;
     this.config = draft.config;
+    this.kind = draft.kind;
+    this.setups = draft.setups;
   }
 
   #kept(upload: Upload) {

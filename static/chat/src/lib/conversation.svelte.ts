@@ -8,6 +8,7 @@ import type { AskState, Client, ConvState, RpcError, ToolState, TopicHandle } fr
 import { waitingWords } from './failures';
 import { onFrame } from './frame';
 import { notices } from './notices.svelte';
+import type { RunParts } from './timeline';
 import { contextOf } from './usage';
 import { touchedRuns, TranscriptBuilder, type Older, type Transcript } from './transcript';
 
@@ -21,13 +22,12 @@ export interface OpenAsk extends AskState {
 export interface ConfigChange {
   scope: string;
   rev: number;
-  /** Null where only the revision is known: the change is older than this page. */
-  patch: Record<string, unknown> | null;
+  patch: Record<string, unknown>;
   by: string | null;
   step: number | null;
 }
 
-const EMPTY: Transcript = { turns: [], queued: [], active: null };
+const EMPTY: Transcript = { turns: [], queued: [], active: null, newest: null };
 const CHANGES_KEPT = 30;
 
 export class Conversation {
@@ -103,6 +103,16 @@ export class Conversation {
     }
   }
 
+  /** What is known of one run: its object, its messages, its tool calls. Null where it is not here. */
+  partsOf(run: string): RunParts | null {
+    const state = this.#handle.state;
+    const object = state?.runs[run] ?? this.#older?.runs[run];
+    if (!state || !object) return null;
+    const tools = Object.entries({ ...this.#older?.tools, ...state.tools }).filter(([, tool]) => tool.run === run);
+    const messages = [...(this.#older?.messages ?? []), ...state.messages].filter((message) => message.run === run);
+    return { run: object, messages, tools: Object.fromEntries(tools) };
+  }
+
   #touch(runs: string[] | 'all') {
     if (runs === 'all' || this.#changed === 'all') this.#changed = 'all';
     else for (const run of runs) this.#changed.add(run);
@@ -166,14 +176,16 @@ export class Conversation {
     this.changes = [...others, change].slice(-CHANGES_KEPT);
   }
 
-  /** What a snapshot still tells of changes that were made before this page was open. */
+  /** What a snapshot tells of changes that were made before this page was open. */
   #recallChanges(state: ConvState) {
     for (const [id, run] of Object.entries(state.runs)) {
       const scope = `run:${id}`;
-      const { applied } = run;
-      if (!applied || this.changes.some((c) => c.scope === scope && c.rev >= applied.rev)) continue;
-      const patch = run.rev === applied.rev ? run.config : null;
-      this.#addChange({ scope, rev: applied.rev, patch, by: null, step: applied.step });
+      for (const { rev, patch, by, step } of run.changes ?? []) {
+        if (this.changes.some((c) => c.scope === scope && c.rev === rev)) continue;
+        // The step after it took it up, as soon as there was one.
+        const applied = run.applied && run.applied.rev >= rev ? Math.min(step + 1, run.applied.step) : null;
+        this.#addChange({ scope, rev, patch, by, step: applied });
+      }
     }
   }
 }

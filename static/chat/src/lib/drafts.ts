@@ -29,14 +29,19 @@ export interface Draft {
   model: string | null;
   /** What a chat that does not exist yet is to begin with, as a config document. */
   config: Record<string, unknown>;
+  /** The kind of run that it is to be; null for that of the conversation. */
+  kind: string | null;
+  /** What was set up for runs of kinds, by kind. */
+  setups: Record<string, Record<string, unknown>>;
 }
 
-export function newDraft({ text = '', files = [], model = null, config = {} }: Partial<Draft> = {}): Draft {
-  return { text, files, model, config };
+export function newDraft({ text = '', files = [], model = null, config = {}, kind = null, setups = {} }: Partial<Draft> = {}): Draft {
+  return { text, files, model, config, kind, setups };
 }
 
 export function isEmptyDraft(draft: Draft): boolean {
-  return draft.text === '' && draft.files.length === 0 && draft.model === null && Object.keys(draft.config).length === 0;
+  const isPlain = draft.model === null && draft.kind === null && Object.keys(draft.config).length === 0 && Object.keys(draft.setups).length === 0;
+  return draft.text === '' && draft.files.length === 0 && isPlain;
 }
 
 export function readDraft(conv: string | null): Draft {
@@ -60,7 +65,7 @@ export interface OutboxEntry extends Draft {
 }
 
 export function readOutbox(): OutboxEntry[] {
-  return load<OutboxEntry[]>('outbox', []);
+  return load<OutboxEntry[]>('outbox', []).map((entry) => ({ ...entry, ...newDraft(entry) }));
 }
 
 export function addToOutbox(entry: OutboxEntry): void {
@@ -91,6 +96,8 @@ export function joinDraft(draft: Draft, returning: Draft): Draft {
     files: [...returning.files, ...draft.files],
     model: draft.model ?? returning.model,
     config: { ...returning.config, ...draft.config },
+    kind: draft.kind ?? returning.kind,
+    setups: { ...returning.setups, ...draft.setups },
   };
 }
 

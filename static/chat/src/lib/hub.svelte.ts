@@ -11,6 +11,7 @@ import { composer } from './composer.svelte';
 import { rulesOf, titleOf, viewConnectors, type Decision, type Rules } from './connectors';
 import { addToOutbox, dropFromOutbox, newDraft, takeLeftovers, type Draft, type FileRef, type OutboxEntry } from './drafts';
 import { onFrame } from './frame';
+import { inForce, ownMembers, type Kind, type Setup } from './kinds';
 import { shortName, type ModelInfo, type ModelQuery } from './models';
 import { notices } from './notices.svelte';
 import { router } from './route.svelte';
@@ -65,6 +66,8 @@ class Hub {
   /** The run whose cancel is on its way. */
   stopping = $state<string | null>(null);
   isInboxLoaded = $state(false);
+  /** The kinds of run that there are, `chat` first. */
+  kinds = $state.raw<Kind[]>([]);
   device = $state.raw<ClientState>({ config: {}, rev: 1, presets: {}, ui: {} });
 
   #inbox = $state.raw<UserState>({ convs: {}, runs: {}, asks: {} });
@@ -93,6 +96,11 @@ class Hub {
   readonly connectors = $derived(viewConnectors(this.#hub.connectors, this.rules));
   /** The model that the next reply uses, or that the active run runs on. */
   readonly model = $derived.by(() => this.#currentModel());
+  /** The kind that the next run is of. */
+  readonly kind = $derived(this.#currentKind());
+  /** What is set up for it, over the layers below. */
+  readonly setup = $derived<Setup>(this.kind ? this.#setupOf(this.kind) : {});
+  readonly effectiveSetup = $derived<Setup>(this.kind ? inForce(this.kind, this.open?.config.config ?? {}, this.setup) : {});
   readonly isBusy = $derived(this.open?.transcript.active != null);
 
   constructor() {
@@ -176,6 +184,30 @@ class Hub {
   /** What steps took, summed up by something, since a day `YYYY-MM-DD`. */
   usage(params: { by: 'day' | 'model' | 'conv'; from: string; conv?: string }, signal: AbortSignal): Promise<UsageAnswer> {
     return this.client.request('usage.get', params, { signal });
+  }
+
+  // ------------------------------------------------------------------- kinds
+
+  #currentKind(): Kind | null {
+    const name = composer.kind ?? this.open?.transcript.newest?.kind ?? 'chat';
+    return this.kinds.find((kind) => kind.name === name) ?? this.kinds.find((kind) => kind.name === 'chat') ?? null;
+  }
+
+  /** What was set up for a kind here, else what the conversation's newest run of it had. */
+  #setupOf(kind: Kind): Setup {
+    const newest = this.open?.transcript.newest;
+    if (composer.setups[kind.name] || newest?.kind !== kind.name) return composer.setups[kind.name] ?? {};
+    const own = ownMembers(kind, this.kinds.find((one) => one.name === 'chat'));
+    return Object.fromEntries(Object.entries(newest.config).filter(([name]) => own.includes(name)));
+  }
+
+  async #loadKinds() {
+    try {
+      this.kinds = (await this.client.request('kind.list')).kinds;
+    } catch (error) {
+      // A cut is told elsewhere, and an older hub has no kinds to choose from.
+      if (!(error instanceof RpcError && (error.code === 503 || error.code === -32601))) notices.error(error);
+    }
   }
 
   // -------------------------------------------------------------- connectors
@@ -301,6 +333,11 @@ class Hub {
     }
   }
 
+  /** Hold a run before its next step, or let it go on. */
+  async pause(run: string, isHeld: boolean) {
+    await this.#attempt(() => this.client.request(isHeld ? 'run.pause' : 'run.continue', { run }));
+  }
+
   async resume(run: string) {
     await this.#attempt(() => this.client.resumeRun(run));
   }
@@ -373,6 +410,7 @@ class Hub {
       this.userName = this.client.user?.name ?? '';
       this.userId = this.client.user?.id ?? '';
       this.isAdmin = this.client.user?.roles?.includes('admin') ?? false;
+      void this.#loadKinds();
     } else {
       this.#lostAt ??= Date.now();
     }
@@ -406,14 +444,15 @@ class Hub {
   }
 }
 
-function toRun({ key, conv, when, text, files, model, config }: OutboxEntry): StartRun {
+function toRun({ key, conv, when, text, files, model, config, kind, setups }: OutboxEntry): StartRun {
   const said = text === '' ? [] : [{ kind: 'text', text }];
   // A steer keeps to the config of the reply that it steers.
-  const own = when === 'steer' ? {} : { ...(conv === null ? config : {}), ...(model === null ? {} : { model }) };
+  const own = when === 'steer' ? {} : { ...(conv === null ? config : {}), ...(kind === null ? {} : setups[kind]), ...(model === null ? {} : { model }) };
   return {
     key, when,
     input: [...said, ...files.map(toPart)],
     ...(conv === null ? {} : { conv }),
+    ...(kind === null || when === 'steer' ? {} : { kind }),
     ...(Object.keys(own).length > 0 ? { config: own } : {}),
   };
 }

@@ -17,6 +17,9 @@ export const LABELS: Record<string, string> = {
   max_tokens: 'Max. tokens',
   rounds: 'Rounds',
   system: 'System prompt',
+  prompt: 'System prompt',
+  name: 'Name',
+  max_turns: 'Turns',
   top_p: 'Top p',
   seed: 'Seed',
   retries: 'Retries',
@@ -115,6 +118,19 @@ function connectorOf(key: string): string {
   return key.includes('/') ? key.slice(0, key.indexOf('/')) : '';
 }
 
+/** Members of a config that hold agents by their ids, each of which is set one by one. */
+export const CASTS: readonly string[] = ['bots', 'agents'];
+
+/** Set a member of one agent in the edits; what the hub has already is no edit. */
+export function editAgent(edits: Edits, effective: Record<string, any>, cast: string, agent: string, name: string, value: unknown): Edits {
+  const all = (edits[cast] ?? {}) as Record<string, Edits>;
+  const mine = edit(all[agent] ?? {}, effective[cast]?.[agent] ?? {}, name, value);
+  const { [agent]: _, ...others } = all;
+  const { [cast]: __, ...rest } = edits;
+  const kept = Object.keys(mine).length > 0 ? { ...others, [agent]: mine } : others;
+  return Object.keys(kept).length > 0 ? { ...rest, [cast]: kept } : rest;
+}
+
 /** Whether config holds all that a patch sets. */
 export function hasAll(config: unknown, patch: unknown): boolean {
   if (typeof patch !== 'object' || patch === null || Array.isArray(patch)) return sameJson(config ?? null, patch ?? null);
@@ -122,15 +138,57 @@ export function hasAll(config: unknown, patch: unknown): boolean {
   return Object.entries(patch).every(([name, value]) => hasAll(held[name], value));
 }
 
-/** Which of the edits stand against what somebody else set since: the names whose value is no longer what was seen. */
-export function conflicts(edits: Edits, seen: Record<string, any>, theirs: Record<string, any>): string[] {
-  return Object.keys(edits).filter((name) => !sameJson(seen[name] ?? null, theirs[name] ?? null) && !sameJson(edits[name], theirs[name] ?? null));
+/** What is edited, by the path of its member: `temperature`, `bots.b1.temperature`. */
+export function editPaths(edits: Edits): string[] {
+  return Object.entries(edits).flatMap(([name, value]) =>
+    !CASTS.includes(name) || typeof value !== 'object' || value === null ? [name]
+    : Object.entries(value as Record<string, Edits>).flatMap(([agent, mine]) => Object.keys(mine).map((member) => `${name}.${agent}.${member}`)),
+  );
 }
 
-/** A patch in few words: `Temperature 0.2, System prompt changed`. */
-export function describePatch(patch: Record<string, any>): string {
+/** What stands at a path of `editPaths`. */
+export function valueAt(doc: Record<string, any>, path: string): unknown {
+  return path.split('.').reduce<any>((at, name) => at?.[name], doc);
+}
+
+/** The edits without those at some paths. */
+export function withoutPaths(edits: Edits, paths: readonly string[]): Edits {
+  let rest = edits;
+  for (const path of paths) {
+    const [name, agent, member] = path.split('.') as [string, string?, string?];
+    if (agent === undefined || member === undefined) {
+      const { [name]: _, ...others } = rest;
+      rest = others;
+    } else {
+      const value = valueAt(rest, path);
+      rest = editAgent(rest, { [name]: { [agent]: { [member]: value } } }, name, agent, member, value);
+    }
+  }
+  return rest;
+}
+
+/** Which of the edits stand against what somebody else set since: the paths whose value is no longer what was seen. */
+export function conflicts(edits: Edits, seen: Record<string, any>, theirs: Record<string, any>): string[] {
+  return editPaths(edits).filter((path) => {
+    const now = valueAt(theirs, path) ?? null;
+    return !sameJson(valueAt(seen, path) ?? null, now) && !sameJson(valueAt(edits, path), now);
+  });
+}
+
+/** The name of a path for people: `Temperature of Ada`. */
+export function pathLabel(path: string, names: Record<string, string> = {}): string {
+  const [first, agent, member] = path.split('.') as [string, string?, string?];
+  if (agent === undefined || member === undefined) return LABELS[first] ?? first;
+  return `${LABELS[member] ?? member} of ${names[agent] ?? agent}`;
+}
+
+/** A patch in few words: `Temperature 0.2, System prompt changed`; that of an agent begins with its name. */
+export function describePatch(patch: Record<string, any>, names: Record<string, string> = {}): string {
   const words = Object.entries(patch).map(([name, value]) => {
     const label = LABELS[name] ?? name;
+    if (CASTS.includes(name) && typeof value === 'object' && value !== null) {
+      return Object.entries(value).map(([agent, mine]) => `${names[agent] ?? agent}: ${mine === null ? 'removed' : describePatch(mine as Record<string, any>)}`).join('; ');
+    }
     if (value === null) return `${label} reset`;
     if (name === 'tools' && typeof value === 'object') {
       return Object.entries(value as Record<string, unknown>).map(([tool, on]) => `${tool} ${on === false ? 'off' : 'on'}`).join(', ');
@@ -139,7 +197,7 @@ export function describePatch(patch: Record<string, any>): string {
     if (typeof value === 'number') return `${label} ${value}`;
     if (Array.isArray(value) && value.length === 0) return `${label} none`;
     if (name === 'fallbacks' && Array.isArray(value)) return `${label} ${value.join(', then ')}`;
-    if (typeof value === 'string' && value.length <= 40) return `${label} ${name === 'system' ? 'changed' : value}`;
+    if (typeof value === 'string' && value.length <= 40) return `${label} ${name === 'system' || name === 'prompt' ? 'changed' : value}`;
     return `${label} changed`;
   });
   return words.join(', ') || 'No change';

@@ -25,6 +25,10 @@ class Ui {
   /** The sidebar as a drawer, on a narrow page. */
   drawer = $state(false);
   live = $state(false);
+  /** Whose settings the live panel shows: a bot's, or null for those of the whole. */
+  bot = $state<string | null>(null);
+  /** The run whose timeline is shown. */
+  timeline = $state<string | null>(null);
   picking = $state.raw<Picking | null>(null);
   filling = $state.raw<Filling | null>(null);
   readonly #narrow = new MediaQuery('(max-width: 819px)');

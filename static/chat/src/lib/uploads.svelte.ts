@@ -206,10 +206,28 @@ export const images = new Images();
 /** Hand a file to the browser's downloads, under a name that may depend on what it is. */
 export async function download(ref: string, name: string | ((mime: string) => string)) {
   const content = await fetchFile(ref);
+  saveAs(content, typeof name === 'string' ? name : name(content.type));
+}
+
+/**
+ * What a path of the hub gives as a download, with the name that it has there.
+ *
+ * @throws Error In the hub's words, where it does not.
+ */
+export async function fetchFrom(path: string): Promise<[content: Blob, name: string]> {
+  const answer = await fetch(path, { headers: authorization() });
+  if (!answer.ok) throw new Error(parse(await answer.text())?.error?.message || `The file did not come (${answer.status}).`);
+  const told = answer.headers.get('content-disposition') ?? '';
+  const encoded = /filename\*=UTF-8''([^;]+)/i.exec(told)?.[1];
+  const plain = /filename="([^"]*)"/i.exec(told)?.[1];
+  return [await answer.blob(), (encoded && decodeURIComponent(encoded)) || plain || path.split('/').at(-1)!];
+}
+
+export function saveAs(content: Blob, name: string) {
   const url = URL.createObjectURL(content);
   const link = document.createElement('a');
   link.href = url;
-  link.download = typeof name === 'string' ? name : name(content.type);
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
