@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgspec
 
 from sag.plugin import (
@@ -28,6 +27,9 @@ from sag.plugin import (
 from sag_anthropic.catalog import CATALOG, NEWEST_SONNET, Known, Page, find, learn
 from sag_anthropic.decoder import MessagesDecoder
 from sag_anthropic.failure import read_error
+
+if TYPE_CHECKING:
+    import httpx
 
 Json = dict[str, Any]
 
@@ -302,6 +304,8 @@ class MessagesProvider:
         return headers | self._own_headers
 
     async def _get(self, http: httpx.AsyncClient, url: str, params: Mapping[str, str]) -> Page:
+        import httpx as library  # heavy, and not needed before something is asked
+
         body = bytearray()
         try:
             headers = self._write_headers("application/json")
@@ -311,9 +315,9 @@ class MessagesProvider:
                     body += piece
                     if len(body) > (LIST_BYTES if good else ERROR_BYTES):
                         break
-        except httpx.TimeoutException as e:
+        except library.TimeoutException as e:
             raise ProviderError("provider.timeout", "The model's server did not list its models in time.") from e
-        except httpx.HTTPError as e:
+        except library.HTTPError as e:
             raise ProviderError("provider.unreachable", "The model's server cannot be reached.") from e
         if not good:
             raise self.error(answer.status_code, answer.headers, bytes(body[:ERROR_BYTES]))
