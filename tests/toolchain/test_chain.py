@@ -187,6 +187,9 @@ PLAIN = '{"name": "add", "arguments": {"a": 2, "b": 3}}'
         f"I will add them:\n```\n{PLAIN}\n```\nThat will do.",
         f"[{PLAIN}]",
         '{"name": "add", "parameters": "{\\"a\\": 2, \\"b\\": 3}"}',
+        f"I will {{add}} them: {PLAIN} That will do.",
+        f'{{"type": "function", "function": {PLAIN}}}',
+        f'{{"tool_calls": [{{"id": "1", "function": {PLAIN}}}]}}',
     ],
 )
 @pytest.mark.parametrize("flavor", ["anthropic", "openai"])
@@ -216,7 +219,18 @@ async def test_a_call_in_json_is_held_against_its_tool_as_any_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"name": "Ada", "age": 36}', "[1, 2]", "```python\nadd(2, 3)\n```", "[" * 5000, '{"name": "add"']
+    "text",
+    [
+        '{"name": "Ada", "age": 36}',
+        "[1, 2]",
+        "```python\nadd(2, 3)\n```",
+        "[" * 5000,
+        '{"name": "add"',
+        f'{PLAIN} gives {{"sum": 5}}',
+        '{"a":' * 50_000,
+        "{" * 30 + PLAIN,
+    ],
+    ids=range(8),
 )
 async def test_json_that_is_no_call_chooses_no_tool(text: str) -> None:
     async with bench("anthropic") as b:
