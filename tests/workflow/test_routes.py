@@ -201,6 +201,20 @@ async def test_a_stream_ends_when_its_conversation_is_deleted() -> None:
         assert (await http.get(f"/api/conversations/{conv}/thinking")).status_code == 404
 
 
+async def test_a_message_whose_conversation_is_deleted_meanwhile_is_404() -> None:
+    async with serving({"triage": [[asyncio.Event(), *say("Never.")]]}) as (_, http):
+        conv = await open_conversation(http)
+        stream = await Thinking(http, conv).opened()
+        message = asyncio.create_task(http.post(f"/api/conversations/{conv}/messages", json={"message": "Hi"}))
+        async with asyncio.timeout(10):
+            while not any("agent_invoked" in line for line in stream.lines):
+                await asyncio.sleep(0.01)
+        await http.delete(f"/api/conversations/{conv}")
+        answer = await message
+        assert (answer.status_code, answer.json()["error"]["data"]["kind"]) == (404, "conv.unknown")
+        await stream.ended()
+
+
 async def test_messages_that_come_at_once_are_answered_each_by_its_run() -> None:
     lines: dict[str, list[Line]] = {"triage": [say("One."), say("Two."), say("Three.")]}
     async with serving(lines) as (_, http):
