@@ -232,8 +232,16 @@ class SseAsker(asyncio.Protocol):
         self._now = time.perf_counter
 
     async def ask(self) -> tuple[float, str]:
-        if self.transport.is_closing():  # it keeps nobody for long who is quiet
-            await self.open()
+        if not self.transport.is_closing():
+            try:
+                return await self._ask()
+            except ConnectionResetError:  # it keeps nobody for long who is quiet, and may let go just now
+                if self._begun:
+                    raise
+        await self.open()
+        return await self._ask()
+
+    async def _ask(self) -> tuple[float, str]:
         self._data, self._body = b"", b""
         self._texts: list[str] = []
         self._begun = False
@@ -257,7 +265,7 @@ class SseAsker(asyncio.Protocol):
                 self._data = data
                 return
             if not head.startswith(b"HTTP/1.1 200"):
-                self._fail(data.decode("utf-8", "replace")[:500])
+                self._fail(RuntimeError(data.decode("utf-8", "replace")[:500]))
                 return
             self._begun, data = True, rest
         at = 0
@@ -281,11 +289,12 @@ class SseAsker(asyncio.Protocol):
                     self._texts.append(text)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail("the connection was closed")
+        self._fail(ConnectionResetError("the connection was closed"))
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: Exception) -> None:
         if self._done is not None and not self._done.done():
-            self._done.set_exception(RuntimeError(f"{self._server.name}: {why}"))
+            why.add_note(self._server.name)
+            self._done.set_exception(why)
 
 
 def make_asker(server: Server) -> Asker:

@@ -67,9 +67,9 @@ class Stage(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
         return chosen if chosen is not None else True not in self.tools.values()
 
     def settings(self, phase: str) -> Json:
-        """What it sets of the config of a phase."""
+        """What it sets of the config of a phase, beside its model."""
         of_phase = {m: getattr(getattr(self, m), phase) for m in ("temperature", "max_tokens")}
-        return {m: value for m, value in {"model": self.model, **of_phase}.items() if value is not None}
+        return {m: value for m, value in of_phase.items() if value is not None}
 
 
 class ToolchainConfig(RunConfig, kw_only=True):
@@ -161,6 +161,7 @@ def picker(run: Run, id: str, config: ToolchainConfig) -> Agent:
     agent = Agent(
         name=id,
         title=stage.title,
+        model=stage.model,
         settings=stage.settings("tool"),
         brief=None if given is None else [text_message("user", given)],
         recalls=False,
@@ -181,10 +182,11 @@ def synthesizer(run: Run, name: str, config: ToolchainConfig) -> Agent:
         name=name,
         title=stage.title,
         system=stage.system or "",
+        model=stage.model,
         settings=stage.settings("synthesis"),
         brief=[text_message("user", told)],
         recalls=False,
-        offered=lambda tool: False,
+        offered=(),
         whole=not stage.stream,
     )
 

@@ -74,7 +74,7 @@ class Routes:
                         break
         finally:
             begun.ended = time.monotonic()
-        state = await self._hub.state(user.id, topic)
+        state = (await self._hub.call(user, "conversation.get", {"conv": conv}))["snap"]
         run = state["runs"][begun.run]
         if (status := run["status"]) != "done":
             error = run.get("error") or {"message": f"The run ended as {status}."}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,10 @@ class HttpFacade:
                 result = given.failed(error_body(e, route)[0])
             if isinstance(result, Stream):
                 headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-                return StreamingResponse(self._sent(result.events), media_type="text/event-stream", headers=headers)
+                check = partial(self._guard.user_of, request.scope["headers"], any_key=given.any_key)
+                return StreamingResponse(
+                    self._sent(result.events, check), media_type="text/event-stream", headers=headers
+                )
             if not isinstance(result, Reply):
                 result = Reply(encode(result))
             headers = {"cache-control": "no-store", "x-content-type-options": "nosniff", **result.headers}
@@ -255,12 +259,17 @@ class HttpFacade:
             )
         )
 
-    async def _sent(self, events: AsyncIterator[Sent]) -> AsyncIterator[bytes]:
-        """Events as text, with comments while there are none, until they end.
+    async def _sent(self, events: AsyncIterator[Sent], check: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
+        """Events as text, with comments while there are none, until they end or the credentials are revoked.
 
         When the hub goes down, what is left to say is still said, as far as it comes within `FAREWELL_S`.
+
+        Args:
+            events: What is sent.
+            check: Raises a fault once the reader's credentials hold no longer.
         """
         loop = asyncio.get_running_loop()
+        checked = loop.time()
         closing = asyncio.ensure_future(self._closing.wait())
         until: float | None = None
         upcoming: asyncio.Future[Sent] | None = None
@@ -273,6 +282,12 @@ class HttpFacade:
                     until = until or loop.time() + FAREWELL_S
                     await asyncio.wait({upcoming}, timeout=max(0.0, until - loop.time()))
                     if not upcoming.done() or loop.time() >= until:
+                        return
+                if loop.time() >= checked + KEEPALIVE_S:
+                    checked = loop.time()
+                    try:
+                        await check()
+                    except Fault:
                         return
                 if not upcoming.done():
                     yield b":\n\n"
@@ -325,8 +340,9 @@ class HttpFacade:
                         checked = loop.time()
                         await self._guard.user_of(request.scope["headers"])  # a revoked token ends the stream
                 yield b"event: topic.closed\ndata: %b\n\n" % encode({"reason": follower.reason})
-            except Fault:
-                yield b'event: topic.closed\ndata: {"reason":"behind"}\n\n'
+            except Fault as e:
+                reason = "denied" if e.status in (401, 403) else "behind"
+                yield b"event: topic.closed\ndata: %b\n\n" % encode({"reason": reason})
             finally:
                 self._followers.discard(follower)
                 follower.close()

@@ -692,7 +692,7 @@ async def test_reject_and_a_full_queue_are_refused(common: Hub) -> None:
         assert (busy.code, busy.kind) == (409, "run.busy")
         queued = [await client.call("run.start", conv=conv, input=hi) for _ in range(16)]
         full = await client.refused("run.start", conv=conv, input=hi)
-        assert (full.code, full.kind) == (429, "run.queue")
+        assert (full.code, full.kind, full.data["after_ms"]) == (429, "run.queue", 5000)
         assert full.data["retry"] is True
         for run in queued:
             await client.call("run.cancel", run=run["run"])

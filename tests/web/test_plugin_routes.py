@@ -183,6 +183,41 @@ async def test_a_stream_is_kept_alive_and_ends_with_its_client(
     await until(lambda: seen == ["begun", "ended"], "the end of the iterator")
 
 
+async def test_a_stream_ends_when_its_token_is_revoked(hub: RunningHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facade, "KEEPALIVE_S", 0.05)
+    seen = hub.app.extensions.routes["GET /api/stream"].function.__globals__["SEEN"]
+    async with http(hub) as admin, http(hub) as client:
+        made = (await admin.post("/rpc/token.new", json={"user": "bob"})).json()
+        client.headers["authorization"] = f"Bearer {made['token']}"
+        async with client.stream("GET", "/api/stream?for=ever") as answer:
+            lines = answer.aiter_lines()
+            async for line in lines:
+                if line == ":":
+                    break
+            assert (await admin.post("/rpc/token.drop", json={"id": made["info"]["id"]})).status_code == 200
+            async with asyncio.timeout(10):
+                assert {line async for line in lines} <= {"", ":"}
+    assert seen == ["begun", "ended"]
+
+
+async def test_a_topics_events_end_with_a_revoked_token_and_say_so(
+    hub: RunningHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facade, "COMMENT_S", 0.05)
+    async with http(hub) as admin, http(hub) as client:
+        made = (await admin.post("/rpc/token.new", json={"user": "bob"})).json()
+        client.headers["authorization"] = f"Bearer {made['token']}"
+        async with client.stream("GET", "/events/user:me") as answer:
+            lines = answer.aiter_lines()
+            async for line in lines:
+                if line == ":":
+                    break
+            assert (await admin.post("/rpc/token.drop", json={"id": made["info"]["id"]})).status_code == 200
+            async with asyncio.timeout(10):
+                said = [line async for line in lines if line not in ("", ":")]
+    assert said == ["event: topic.closed", 'data: {"reason":"denied"}']
+
+
 async def test_a_stream_that_fails_ends_and_the_hub_goes_on(hub: RunningHub) -> None:
     async with http(hub) as client:
         with pytest.raises(httpx.RemoteProtocolError):
