@@ -85,10 +85,11 @@ def _schema(args: argparse.Namespace) -> int:
 def generated() -> dict[str, str]:
     """Every generated file of the checkout by its path; `scripts/generate` writes them."""
     from sag import app
-    from sag.hooks import hub, spec
+    from sag.engine import agent, run
+    from sag.hooks import hub, kind, spec
     from sag.ops import export
 
-    plugin = (hub.Hub, hub.KeyValue, hub.PluginTopic)
+    plugin = (hub.Hub, hub.KeyValue, hub.PluginTopic, kind.RunKind, run.Run, run.Step, run.Turn, agent.Agent)
     return export.files(app.declared(), make_parser(), spec.Hooks, plugin)
 
 

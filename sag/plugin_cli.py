@@ -36,9 +36,10 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the command `plugin` to the command line of `sag`."""
     parser = subparsers.add_parser("plugin", help="write, list and install plugins")
     commands = parser.add_subparsers(dest="plugin_command", required=True, metavar="COMMAND")
-    new = commands.add_parser("new", help="write a package with a tool, its tests and its settings")
+    new = commands.add_parser("new", help="write a package with a tool, or with a run kind, and its tests")
     new.add_argument("name", help="the plugin's name: lower case letters, digits and hyphens")
     new.add_argument("--path", default=".", metavar="DIR", help="where the folder sag-NAME is made (default: here)")
+    new.add_argument("--kind", action="store_true", help="write a run kind rather than a tool")
     listing = commands.add_parser("list", help="show the installed plugins, what they provide and what is wrong")
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.add_argument("--config", metavar="FILE", help="the plugins.toml to go by")
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         match args.plugin_command:
             case "new":
-                return _new(args.name, Path(args.path))
+                return _new(args.name, Path(args.path), args.kind)
             case "install":
                 return _install(args.packages, args.editable)
             case _:
@@ -138,7 +139,7 @@ def install_command(packages: Sequence[str], editable: bool = False) -> list[str
 # new
 
 
-def _new(name: str, path: Path) -> int:
+def _new(name: str, path: Path, kind: bool) -> int:
     name = name.removeprefix("sag-")
     if not _NAME.fullmatch(name) or name in _TAKEN or len(name) > 40:
         print(f"sag: {name!r} cannot be a plugin's name; take lower case letters, digits and hyphens", file=sys.stderr)
@@ -148,7 +149,7 @@ def _new(name: str, path: Path) -> int:
         print(f"sag: {folder} is there already", file=sys.stderr)
         return 1
     try:
-        write_package(name, folder)
+        write_package(name, folder, kind)
     except OSError as e:
         print(f"sag: {e}", file=sys.stderr)
         return 1
@@ -156,18 +157,28 @@ def _new(name: str, path: Path) -> int:
     return 0
 
 
-def write_package(name: str, folder: Path) -> None:
+def write_package(name: str, folder: Path, kind: bool = False) -> None:
     """Write the package of a new plugin.
 
     Args:
-        name: The plugin's name.
+        name: The plugin's name, and that of its run kind.
         folder: Is made; must not exist.
+        kind: Whether it brings a run kind rather than a tool.
 
     Raises:
         OSError: It exists, or cannot be written.
     """
-    words = {"@NAME@": name, "@MODULE@": f"sag_{name.replace('-', '_')}", "@TOOL@": f"{name.replace('-', '_')}_roll"}
-    for path, text in _FILES.items():
+    words = {
+        "@TEST@": '"pytest", "pytest-asyncio>=1"' if kind else '"pytest"',
+        "@PYTEST@": _PYTEST if kind else "",
+        "@SETTINGS@": "" if kind else _SETTINGS,
+        "@BRINGS@": "run kind `@NAME@`" if kind else "tool `@TOOL@`",
+        "@NAME@": name,
+        "@MODULE@": f"sag_{name.replace('-', '_')}",
+        "@TOOL@": f"{name.replace('-', '_')}_roll",
+    }
+    files = {**_FILES, **_KIND_FILES} if kind else _FILES
+    for path, text in files.items():
         for word, value in words.items():
             path, text = path.replace(word, value), text.replace(word, value)
         file = folder / path
@@ -190,14 +201,14 @@ requires-python = ">=3.11"
 dependencies = ["sag-hub>=0.1,<1"]
 
 [project.optional-dependencies]
-test = ["pytest"]
+test = [@TEST@]
 
 [project.entry-points.sag]
 @NAME@ = "@MODULE@"
 
 [tool.hatch.build.targets.wheel]
 packages = ["@MODULE@"]
-""",
+@PYTEST@""",
     "@MODULE@/__init__.py": '''
 """The sag plugin @NAME@: a tool that rolls dice, to be made into your own."""
 
@@ -291,20 +302,13 @@ def test_the_model_reads_what_the_tool_is_for(roll):
     "README.md": """
 # sag-@NAME@
 
-A plugin for [sag](https://pypi.org/project/sag-hub/). It brings the tool `@TOOL@`.
+A plugin for [sag](https://pypi.org/project/sag-hub/). It brings the @BRINGS@.
 
 ```sh
-sag plugin install sag-@NAME@     # or, from this folder: sag plugin install .
+sag plugin install sag-@NAME@     # or, from this folder: sag plugin install -e .
 sag plugin list                   # shows it
 ```
-
-Settings, in plugins.toml:
-
-```toml
-[@NAME@]
-sides = 20
-```
-
+@SETTINGS@
 To work on it:
 
 ```sh
@@ -312,4 +316,88 @@ pip install -e '.[test]'
 pytest
 ```
 """,
+}
+
+_PYTEST = """
+[tool.pytest.ini_options]
+asyncio_default_fixture_loop_scope = "function"
+"""
+
+_SETTINGS = """
+Settings, in plugins.toml:
+
+```toml
+[@NAME@]
+sides = 20
+```
+"""
+
+_KIND_FILES = {
+    "@MODULE@/__init__.py": '''
+"""The sag plugin @NAME@: a run kind in which one writes and another improves it, to be made into your own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+from sag.plugin import Agent, Hub, Run, RunConfig, hookimpl
+
+
+class Config(RunConfig):
+    """Config of a run. A patch of it takes hold at the next step.
+
+    Attributes:
+        writer, editor: What each is told.
+        rounds: How many model rounds the run may take, whoever takes them.
+    """
+
+    writer: Annotated[str, Meta(max_length=10_000)] = "Write what the user asks for."
+    editor: Annotated[str, Meta(max_length=10_000)] = "Write the writer's newest text again, and better."
+    rounds: Annotated[int, Meta(ge=1, le=100)] = 20
+
+
+def writer(config: Config) -> Agent:
+    """Who writes, as the config is when a step begins."""
+    return Agent(name="writer", title="Writer", system=config.writer, offered=())
+
+
+def editor(config: Config) -> Agent:
+    """Who improves it."""
+    return Agent(name="editor", title="Editor", system=config.editor, offered=())
+
+
+async def proceed(run: Run) -> None:
+    """One writes, and another improves it. (This is what people read.)"""
+    while True:  # what is next follows from the run's state alone, so that a kill may come at any moment
+        if run.unread:
+            await run.turn(writer)
+        elif run.turns()[-1].agent == "writer":
+            await run.turn(editor)
+        else:
+            break
+
+
+@hookimpl
+def register(hub: Hub[None]) -> None:
+    """Called once at start, with this plugin's own hub."""
+    hub.add_run_kind("@NAME@", Config, proceed, title="@NAME@")
+''',
+    "tests/test_@MODULE@.py": '''
+"""The run kind, played through a whole hub: killed, cancelled, patched, paused, cut, and told something meanwhile."""
+
+from sag.testing.kinds import RunKindContract
+from sag.testing.provider import say
+
+
+class TestKind(RunKindContract):
+    kind = "@NAME@"  # the plugin has to be installed
+    text = "A slogan for a bakery"
+    patch = {"editor": "Make it rhyme."}
+    bad_patches = ({"editor": 1}, {"no_such_member": 1})
+
+    def answer(self, request):
+        editing = "again" in request.messages[0].text  # the system prompt
+        return say("Fresher ", "bread.") if editing else say("Fresh ", "bread.")
+''',
 }

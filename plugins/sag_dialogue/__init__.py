@@ -115,8 +115,9 @@ def speaker(run: Run, id: str, rounds: int, config: DialogueConfig) -> Agent:
         name=id,
         title=bot.name or id,
         system=next((text for text in (bot.system, config.system) if text is not None), introduction(id, config.bots)),
-        settings=settings(config, rounds, model=bot.model, temperature=bot.temperature, max_tokens=bot.max_tokens),
-        offered=lambda tool: bot.tools,
+        model=bot.model,
+        settings=settings(config, rounds, temperature=bot.temperature, max_tokens=bot.max_tokens),
+        offered=None if bot.tools else (),
         marked=len(heard | config.bots.keys()) > 2,  # of two, what is not one's own is the other's
     )
 
@@ -138,8 +139,9 @@ def moderator(rounds: int, config: DialogueConfig) -> Agent:
         name=MODERATOR,
         title="Moderator",
         system=f"{given.system}\n\nThose who talk: {present}. Call next_speaker with one of these ids and say no more.",
-        settings=settings(config, rounds, TRIES, model=given.model, temperature=given.temperature),
-        offered=lambda tool: False,
+        model=given.model,
+        settings=settings(config, rounds, TRIES, temperature=given.temperature),
+        offered=(),
         own=[tool],
         ends={tool.name},
     )

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from sag.plugin import Agent, ProviderError, Run, RunConfig, RunEnded, RunLimit, Tool, Turn, text_message, tool
 from sag_workflow.checklist import PLANNER, Checklist, Draft, at
-from sag_workflow.specialist import Specialist, Specialists, joined, listing, no_tools
+from sag_workflow.specialist import Specialist, Specialists, joined, listing
 
 Json = dict[str, Any]
 
@@ -155,7 +155,7 @@ def _planner(run: Run, name: str, config: PlanConfig) -> Agent:
         able += f"\n\nSpecialists who can do a step, each with tools of its own:\n{listing(config.agents)}"
     system = joined(config.system, task, able)
     own = _plan_tool(call, plan, config)
-    return Agent(name=name, title="Planner", system=system, offered=no_tools, own=[own], ends={call})
+    return Agent(name=name, title="Planner", system=system, offered=(), own=[own], ends={call})
 
 
 def _why(run: Run, plan: Checklist) -> str:
@@ -254,16 +254,17 @@ def _worker(run: Run, step: Json, config: PlanConfig) -> Agent:
         name=step["speaker"],
         title=step["title"],
         system=joined(config.system, who.system, STEP),
+        model=who.model,
         settings=who.settings,
         brief=[text_message("user", brief)],
-        offered=who.offered,
+        offered=who.tools,
         own=[give_up],
         ends={"give_up"},
     )
 
 
 def _writer(run: Run, config: PlanConfig) -> Agent:
-    return Agent(system=joined(config.system, ANSWER.format(plan=_plan(run))), offered=no_tools)
+    return Agent(system=joined(config.system, ANSWER.format(plan=_plan(run))), offered=())
 
 
 def exported(object: Json, config: Json) -> Json:

@@ -6,12 +6,10 @@ specialists can be patched one by one while it goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
-
-from sag.plugin import Tool
 
 Name = Annotated[str, Meta(pattern=r"^(?!triage$)[A-Za-z][A-Za-z0-9_-]{0,39}$")]
 
@@ -37,15 +35,8 @@ class Specialist(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it has in place of the run's."""
-        own = {"model": self.model, "temperature": self.temperature}
-        return {member: value for member, value in own.items() if value is not None}
-
-    @property
-    def offered(self) -> Callable[[Tool], bool] | None:
-        """Which of the run's tools it may call, as an agent takes it."""
-        tools = self.tools
-        return None if tools is None else lambda tool: tool.key in tools or bool(tool.connector in tools)
+        """What it has in place of the run's, beside its model."""
+        return {} if self.temperature is None else {"temperature": self.temperature}
 
 
 Specialists = dict[Name, Specialist]
@@ -59,8 +50,3 @@ def listing(agents: Mapping[str, Specialist]) -> str:
 def joined(*texts: str | None) -> str:
     """Pieces of a prompt, those that there are."""
     return "\n\n".join(text.strip() for text in texts if text and text.strip())
-
-
-def no_tools(tool: Tool) -> bool:
-    """Of an agent that is offered none of the run's tools."""
-    return False

@@ -99,8 +99,9 @@ def _speaker(name: str, note: str, config: TriageConfig) -> Agent:
         name=name,
         title=title,
         system=joined(config.system, me.system, task + listing(others), note),
+        model=me.model,
         settings=me.settings,
-        offered=me.offered,
+        offered=me.tools,
         own=[_hand_over(to)],
         ends={"hand_over"},
     )

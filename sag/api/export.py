@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from sag.engine.config import defaults, fitting, layered, validate
+from sag.engine.ends import EXITS
 from sag.engine.engine import Engine
 from sag.engine.export import MIME, file_refs, make_document, redact
 from sag.engine.restore import Restored, parse, restore
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 RENDER_S = 120.0
 THREADS = 2
+JSON = "application/json"
 ANSWER_ROOM = 2048  # bytes of a frame around a result
 FILE_ROOM = 1024  # bytes of a document around a file's data
 NAME = 60
@@ -55,6 +57,19 @@ class ConversationExport(Params):
 
     conv: str
     format: str = "json"
+
+
+class ExportFormat(Struct):
+    """A format: how it is named, which is how names of such files end, and its media type."""
+
+    format: str
+    mime: str
+
+
+class ExportFormats(Struct):
+    """The formats of the hub: `json`, and those that plugins offer, by name."""
+
+    formats: list[ExportFormat]
 
 
 class RunExported(Struct, omit_defaults=True):
@@ -110,6 +125,13 @@ class Exports:
         self._engine, self._limits = engine, limits
         self._slots = asyncio.Semaphore(THREADS)
 
+    @operation("export.formats", who="user", rest="GET /api/export")
+    async def formats(self, call: Call, params: Params) -> ExportFormats:
+        """The formats in which runs and conversations can be had."""
+        offered = self._engine.extensions.exporters
+        known = [ExportFormat(name, offered[name].mime) for name in sorted(offered)]
+        return ExportFormats([ExportFormat("json", JSON), *known])
+
     @operation("run.export", who="user", rest="GET /api/runs/{run}/export")
     async def run(self, call: Call, params: RunExport) -> RunExported:
         """A run as a file: the transcript so far, with its agents, tool calls, config changes and usage."""
@@ -149,7 +171,7 @@ class Exports:
         name = f"{_slug(document['conversation'].get('title', ''))}.{format}"
         if exporter is None:
             text = await self._in_thread(lambda: msgspec.json.format(encode(document)))
-            return ExportedFile(name, "application/json", text, [])
+            return ExportedFile(name, JSON, text, [])
         try:
             rendered = await self._in_thread(lambda: exporter.render(document))
         except Fault:
@@ -218,7 +240,7 @@ class Exports:
         effective = layered(defaults(kind.config), object.get("base") or {}, object.get("config") or {})
         try:
             members: Json = redact(msgspec.to_builtins(kind.exported(object, effective)))
-        except Exception:
+        except (Exception, *EXITS):
             log.exception("run kind %s: exported() failed", kind.name)
             return {}
         return members
@@ -247,7 +269,7 @@ class Exports:
 
     async def _place(self, user: User, made: ExportedFile) -> tuple[str | None, str | None]:
         """The file as text that fits an answer, else the ref of a kept one."""
-        if made.mime.partition(";")[0] in ("application/json", "text/markdown", "text/html", "text/plain"):
+        if made.mime.partition(";")[0] in (JSON, "text/markdown", "text/html", "text/plain"):
             text = made.data.decode()
             if len(encode(text)) + len(encode(made.notes)) <= self._limits.frame - ANSWER_ROOM:
                 return text, None

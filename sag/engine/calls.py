@@ -19,7 +19,7 @@ from sag.engine.approvals import Verdict
 from sag.engine.asks import Answer
 from sag.engine.attempts import Attempts
 from sag.engine.context import CallContext
-from sag.engine.ends import RunEnded, RunLimit, ToolLost
+from sag.engine.ends import EXITS, RunEnded, RunLimit, ToolLost
 from sag.engine.models import make_request
 from sag.engine.toolbox import Toolbox
 from sag.engine.writer import Ear
@@ -273,7 +273,7 @@ class Calls:
         except (asyncio.CancelledError, RunEnded, RunLimit):
             context.cancelled = True
             raise
-        except Exception as e:
+        except (Exception, *EXITS) as e:
             log.exception("run %s: tool %s failed", self._run.id, tool.name)
             error = {"kind": "tool.error", "message": f"The tool failed ({type(e).__name__})."}
         finally:

@@ -27,7 +27,7 @@ from sag.engine.config import (
     layered,
     patched,
 )
-from sag.engine.ends import RunEnded, RunLimit
+from sag.engine.ends import EXITS, RunEnded, RunLimit
 from sag.engine.gate import Gates
 from sag.engine.models import Models
 from sag.engine.run import Run
@@ -249,7 +249,7 @@ class Engine:
             self.scopes.check_model(config)
             self.scopes.check_effective(layered(base, config))
             if p.when == "queue" and len(home.queue) >= self._queue_limit:
-                raise Fault("run.queue", f"{len(home.queue)} runs wait in this conversation already.")
+                raise Fault("run.queue", f"{len(home.queue)} runs wait in this conversation already.", after_ms=5000)
         except Fault:
             self._release(home)
             await topic.settled()
@@ -328,7 +328,7 @@ class Engine:
                 made = run.object["step"]
                 await run.kind.run(run)
                 # A steer that came after the last look keeps the run going, where its kind reads what is said.
-                if run.closed or not run.unread or run.object["step"] == made:
+                if run.closed or not run.is_addressed or run.object["step"] == made:
                     break
         except RunLimit as e:
             status, error = "limit", RunError("run.limit", str(e))
@@ -338,7 +338,7 @@ class Engine:
             status = "interrupted"
         except Fault as e:
             status, error = "failed", RunError(e.kind, e.message, e.retry)
-        except Exception as e:
+        except (Exception, *EXITS) as e:
             log.exception("run %s of kind %s failed", run.id, run.kind.name)
             status, error = "failed", RunError("run.failed", f"The run kind failed ({type(e).__name__}).")
         if not run.closed:

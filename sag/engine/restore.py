@@ -151,6 +151,9 @@ def _check_names(document: Document) -> None:
         _check_there(tool.run, document.runs, f"{path}.run")
         if tool.again is not None and tool.again not in before:
             raise _invalid(f"{path}.again", f"No call before it has the id {tool.again!r}.")
+        for member in ("kind", "message"):
+            if not isinstance((tool.error or {}).get(member, ""), str):
+                raise _invalid(f"{path}.error.{member}", "It is no text.")
         if tool.ref is not None:
             _check_there(tool.ref, document.files, f"{path}.ref")
         for item in content_refs(tool.result):

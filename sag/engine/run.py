@@ -22,7 +22,7 @@ from sag.engine.asks import Answer
 from sag.engine.attempts import Attempts
 from sag.engine.calls import Calls
 from sag.engine.config import defaults, layered, validate
-from sag.engine.ends import RunEnded, RunLimit
+from sag.engine.ends import EXITS, RunEnded, RunLimit
 from sag.engine.fitting import Count, count, fit_files, fit_length, less, room
 from sag.engine.models import make_request
 from sag.engine.toolbox import Toolbox, ToolSource, common_box, legal_name
@@ -77,17 +77,20 @@ class Step(Struct):
 
 
 class Turn(Struct):
-    """What an agent said in a turn that is over.
+    """What an agent said and did in a turn that is over.
 
     Attributes:
         agent: Who, None for the assistant.
         msg: The message that ended it.
         text: Its text.
+        calls: The calls of the turn's rounds as the state has them, with their ids as `call`; of one that was lost and
+            made again, the newest.
     """
 
     agent: str | None
     msg: str
     text: str
+    calls: list[Json]
 
 
 class _Round:
@@ -104,7 +107,10 @@ class Run:
     """One run.
 
     Attributes:
-        id, conv, user, client: Which, where, whose, from which device.
+        id: Which.
+        conv: The conversation that it is in.
+        user: Whose.
+        client: From which device.
         kind: How it proceeds.
     """
 
@@ -182,13 +188,41 @@ class Run:
 
     def _is_over(self, message: Json) -> bool:
         """Whether an agent's turn ended with a message: it called nothing, or what ends its turn."""
-        calls = {p["call"] for p in message["parts"] if p["kind"] == "tool_args"}
-        made = [transcript.newest(self.state["tools"], call) for call in calls]
-        return not calls or any(tool is not None and tool.get("ends") and tool["status"] == "ok" for tool in made)
+        calls = _called(message)
+        made = self._calls_of([message])
+        return not calls or any(call.get("ends") and call["status"] == "ok" for call in made)
+
+    def _unfinished(self, agent: str | None) -> list[Json]:
+        """The rounds that an agent has had of a turn that is not over."""
+        begun: list[Json] = []
+        for message in self._newest():
+            if message["role"] == "assistant" and message.get("agent") == agent and not _is_cut(message):
+                if self._is_over(message):
+                    break
+                begun.append(message)
+        return begun[::-1]
+
+    def _calls_of(self, rounds: Sequence[Json]) -> list[Json]:
+        """The calls that rounds asked for, each as it was made last."""
+        tools = self.state["tools"]
+        calls: list[Json] = []
+        for call in (call for message in rounds for call in _called(message)):
+            while call in tools and (repeated := tools[call].get("repeated")) is not None:
+                call = repeated
+            if call in tools:
+                calls.append({"call": call, **tools[call]})
+        return calls
 
     @property
     def unread(self) -> bool:
-        """Whether the newest message is a user's."""
+        """Whether the newest message is a user's. A round that was cut has read nothing."""
+        opened = self.object.get("open_steps", {})
+        last = next((m for m in self._newest() if not _is_cut(m) or str(m.get("step")) in opened), None)
+        return last is not None and last["role"] == "user"
+
+    @property
+    def is_addressed(self) -> bool:
+        """Whether a user's message came after all rounds, those that were cut too."""
         last = next(self._newest(), None)
         return last is not None and last["role"] == "user"
 
@@ -208,7 +242,14 @@ class Run:
 
     def turns(self) -> list[Turn]:
         """The turns that are over, in order, whoever had them."""
-        return [Turn(m.get("agent"), m["msg"], _text(m)) for m in self.rounds() if self._is_over(m)]
+        turns: list[Turn] = []
+        begun: dict[str | None, list[Json]] = {}
+        for message in self.rounds():
+            agent = message.get("agent")
+            begun.setdefault(agent, []).append(message)
+            if self._is_over(message):
+                turns.append(Turn(agent, message["msg"], _text(message), self._calls_of(begun.pop(agent))))
+        return turns
 
     def calls(self, *names: str) -> list[Json]:
         """The run's tool calls as its state has them, with their ids as `call`; those of some tools, or all."""
@@ -254,7 +295,7 @@ class Run:
 
     async def together(self, work: Sequence[Awaitable[Any]]) -> None:
         """Do several things at once; the first that fails ends the others."""
-        tasks = [asyncio.ensure_future(w) for w in work]
+        tasks = [asyncio.ensure_future(_contained(w)) for w in work]
         try:
             for task in asyncio.as_completed(tasks):
                 await task
@@ -334,12 +375,12 @@ class Run:
         async with self.acting(who):
             last = self._last_words(who.name)
             if last is None or self._is_over(last):
-                await self.step(agent)
+                await self._step(agent, in_turn=True)
             while (last := self._last_words(who.name)) is not None:
                 await self.tools(agent, strict=strict, parallel=parallel)
                 if self._is_over(last):
-                    return Turn(who.name, last["msg"], _text(last))
-                await self.step(agent)
+                    return next(turn for turn in reversed(self.turns()) if turn.msg == last["msg"])
+                await self._step(agent, in_turn=True)
             raise RunEnded  # its message is gone
 
     @contextlib.asynccontextmanager
@@ -371,6 +412,9 @@ class Run:
             RunLimit: The rounds or a budget are used up, or the model asked for more than the caps allow.
             ProviderError: The model failed, after the retries that the config allows, and so did the fallbacks.
         """
+        return await self._step(agent)
+
+    async def _step(self, agent: Speaker, in_turn: bool = False) -> Step:
         while True:
             await self._hold()
             await self._heed_stop()
@@ -379,8 +423,9 @@ class Run:
             # From here to the first event nothing is awaited: a step reads config once.
             config = self.config()
             who = agent if isinstance(agent, Agent) else agent(config)
-            if who.settings:
-                config = msgspec.structs.replace(config, **who.settings)
+            if who.settings or who.model is not None:
+                own = who.settings if who.model is None else {**who.settings, "model": who.model}
+                config = msgspec.structs.replace(config, **own)
             # Each round took a step, so they need not be counted before as many steps were made.
             if self.object["step"] >= config.rounds and self._count_rounds() >= config.rounds:
                 raise RunLimit(f"The run has used its {config.rounds} model rounds.")
@@ -393,7 +438,8 @@ class Run:
             if rev > self.object.get("applied", {}).get("rev", 1):
                 events.append(ConfigApplied(f"run:{self.id}", rev, number))
             prompt = who.system if who.system is not None else config.system
-            messages = transcript.build(self.state, self.id, prompt, legal_name, provider.name, who)
+            turn = [m["msg"] for m in self._unfinished(who.name)] if in_turn and not who.recalls else ()
+            messages = transcript.build(self.state, self.id, prompt, legal_name, provider.name, who, turn)
             request = make_request(model, messages, self._box(who, config), config)
             events.append(MessageAdd(msg, "assistant", now, [], self.id, who.name, step=number))
             writer = PartWriter(self, msg, who.name, provider.name, name, whole=who.whole)
@@ -464,7 +510,7 @@ class Run:
         """Of the tools that there were when the run began, those that are switched on and meant for an agent."""
         offered = [*(self._offered or ()), *(self.source.tools.values() if self.source is not None else ())]
         if agent.offered is not None:
-            offered = [tool for tool in offered if agent.offered(tool)]
+            offered = [tool for tool in offered if agent.may_call(tool)]
         switched = agent.settings.get("tools", config.tools)
         if agent.own:
             return Toolbox(offered, switched, agent.own)
@@ -701,9 +747,22 @@ class Run:
             self._mark(asking=-1)
 
 
+def _called(message: Json) -> list[str]:
+    """The ids of the calls that a round asked for, each once; a call that is long stands in several parts."""
+    return list(dict.fromkeys(p["call"] for p in message["parts"] if p["kind"] == "tool_args"))
+
+
 def _text(message: Json) -> str:
     """The words of a message."""
     return "".join(p.get("text") or "" for p in message["parts"] if p["kind"] == "text")
+
+
+async def _contained(work: Awaitable[Any]) -> Any:
+    """Do a plugin's work in a task of its own, where SystemExit would end the whole hub."""
+    try:
+        return await work
+    except EXITS as e:
+        raise RuntimeError(f"{type(e).__name__} was raised in a run") from e
 
 
 def _counter(provider: Provider) -> Count:
@@ -713,7 +772,7 @@ def _counter(provider: Provider) -> Count:
     def counted(request: ModelRequest) -> int:
         try:
             return int(own(request))  # type: ignore[misc]
-        except Exception:
+        except (Exception, *EXITS):
             log.exception("provider %s: count() failed", provider.name)
             return count(request)
 

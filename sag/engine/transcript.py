@@ -6,7 +6,7 @@ that was cut left behind and another step did again is not shown to the model; w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -27,6 +27,7 @@ def build(
     legal: Callable[[str, str], str],
     provider: str = "",
     me: Agent = ASSISTANT,
+    turn: Collection[str] = (),
 ) -> list[Message]:
     """The messages for the next step of a run. Files are in it by their `ref`, as `Attached`.
 
@@ -37,6 +38,7 @@ def build(
         legal: Makes of a tool's name and its connector a name that every vendor takes.
         provider: Whose thoughts go back as they were; those of others are words alone.
         me: Through whose eyes: its own words are the assistant's, those of others the user's.
+        turn: The messages of the turn that it is in, which it is told even if it recalls none.
     """
     runs, tools = state["runs"], state["tools"]
     mine = runs[run].get("begun", 0)
@@ -44,8 +46,9 @@ def build(
     if me.brief is not None:
         out += [msgspec.structs.replace(m, parts=list(m.parts)) for m in me.brief]  # files are read into what is sent
         own = [m for m in state["messages"] if m.get("run") == run]
-        heard = [m["msg"] for m in own if m["role"] == "user"][1:] if me.hears else []
-        chosen = [m for m in own if (me.recalls and _is_of(m, me.name)) or m["msg"] in heard]
+        heard = [m["msg"] for m in own if m["role"] == "user"][1:] if me.hears else ()
+        told = {m["msg"] for m in own if me.recalls and _is_of(m, me.name)}.union(heard, turn)
+        chosen = [m for m in own if m["msg"] in told]
     else:
         order: dict[str | None, int] = {None: -1, run: mine}
         for id, other in runs.items():

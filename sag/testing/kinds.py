@@ -7,7 +7,7 @@
         def answer(self, request):
             return say("I have heard both.") if "judge" in request.messages[0].text else say("Yes!")
 
-The tests need pytest with pytest-asyncio. Each plays runs of the kind through a whole hub, over its socket, with models
+The tests need pytest and pytest-asyncio. Each plays runs of the kind through a whole hub, over its socket, with models
 that answer what the subclass says. They hold the run wherever they want to: every piece of an answer and every call of
 a tool is a moment at which it can be stopped.
 """
@@ -49,6 +49,7 @@ FINISHED = ("stop", "tools", "length", "refused")  # how a model round ends that
 IDS = {"part": "part", "tool": "call", "ask": "ask", "step": "step", "agent": "agent"}
 WAIT_S = 20.0
 SEED = 20261121
+ID = r"[a-z]\d[0-9a-z]{14}"  # sag.schema.ids
 
 
 class Stage:
@@ -251,6 +252,9 @@ def check_log(events: Sequence[Event], run: str) -> None:
 class RunKindContract(ABC):
     """What every run kind has to do. A subclass says which kind, on which input, and what the models answer.
 
+    It has `kind` and the method `answer`; all else can be left out. The method `reply` says what a person answers who
+    is asked.
+
     Attributes:
         kind: The kind: its name where a plugin is installed that brings it, else a `RunKind`.
         text: What the user says.
@@ -258,9 +262,10 @@ class RunKindContract(ABC):
         models: The models by their full names; the first is the default.
         tools: Tools that the hub has beside those of plugins. Their calls are counted, so those that the answers call
             should be here; what they do must be quick.
-        patch: A config patch that fits.
-        bad_patches: Some that do not.
-        listens: Whether what a person says in the middle comes to a model of this run.
+        patch: A config patch that fits, and makes a difference to what some model is asked later. Take members of the
+            kind's own, such as an agent's prompt; of one that is left alone nothing is known.
+        bad_patches: Some that do not fit.
+        listens: Whether what a person says while the run goes on, be it during its last round, comes to a model of it.
         env, tables: The environment, and tables of plugins.toml by plugin.
         cancels, kills: At how many moments a run is cancelled, and after how many commits it is killed; they are spread
             over all that there are.
@@ -282,6 +287,8 @@ class RunKindContract(ABC):
     cancels: ClassVar[int] = 8
     kills: ClassVar[int] = 12
     closes_s: ClassVar[float] = 0.2
+
+    _whole: ClassVar[tuple[Stage, Performance]]
 
     @abstractmethod
     def answer(self, request: ModelRequest) -> Script:
@@ -362,6 +369,14 @@ class RunKindContract(ABC):
                 await self._until_held(stage, play)
             yield stage, play
 
+    async def whole(self) -> tuple[Stage, Performance]:
+        """A run from start to end of which nobody took notice, as it was left; played once for all tests of a class."""
+        if "_whole" not in vars(type(self)):
+            async with self.playing() as (stage, play):
+                await play.ends()
+            type(self)._whole = (stage, play)
+        return type(self)._whole
+
     async def _until_held(self, stage: Stage, play: Performance) -> None:
         """Wait until the run is held, or has ended before."""
         ended = asyncio.ensure_future(play.until(lambda object: object["status"] in ENDS, "the run is held or ends"))
@@ -376,8 +391,9 @@ class RunKindContract(ABC):
     async def test_it_is_listed_with_words_for_people(self) -> None:
         async with self.hub(Stage()) as hub, hub.client() as client:
             listed = {kind["name"]: kind for kind in (await client.call("kind.list"))["kinds"]}
-        assert self.name in listed
-        if isinstance(self.kind, str):  # others have no plugin that says it
+            is_listed = hub.app.extensions.kinds[self.name].listed
+        assert (self.name in listed) == is_listed
+        if is_listed and isinstance(self.kind, str):  # others have no plugin that says it
             assert listed[self.name]["title"]
             assert listed[self.name]["description"], "the docstring of the kind's coroutine describes it"
 
@@ -420,6 +436,10 @@ class RunKindContract(ABC):
         assert applied == [{"scope": f"run:{play.run}", "rev": 2, "step": step} for step in steps[:1]]
         assert steps or apply == "next_step", "for now means that the step starts again"
         assert [change["patch"] for change in play.object["changes"]] == [self.patch]
+        if apply == "now":
+            whole, _ = await self.whole()
+            usual = [_asked(request) for request in whole.requests]
+            assert any(_asked(request) not in usual for request in stage.requests), "the patch made no difference"
 
     # a run from start to end
 
@@ -460,6 +480,11 @@ class RunKindContract(ABC):
             id: [t.get(m) for m in shown] for id, t in play.tools.items()
         }
 
+    async def test_a_call_that_ends_a_turn_does_no_more_than_take_a_decision_down(self) -> None:
+        _, play = await self.whole()
+        risks = {tool["name"]: tool["risk"] for tool in play.tools.values() if tool.get("ends")}
+        assert set(risks.values()) <= {"read"}, f"a decision asks nobody and may be taken again: {risks}"
+
     async def test_a_model_that_fails_fails_the_run_with_its_kind(self) -> None:
         class Failing(type(self)):  # type: ignore[misc]
             def answer(self, request: ModelRequest) -> Script:
@@ -473,9 +498,7 @@ class RunKindContract(ABC):
     # what people do meanwhile
 
     async def test_a_paused_run_goes_on_where_it_was(self) -> None:
-        async with self.playing() as (stage, play):
-            await play.ends()
-            rounds = len(stage.requests)
+        rounds = len((await self.whole())[0].requests)
         async with self.playing(hold_at=1) as (stage, play):
             await play.client.call("run.pause", {"run": play.run})
             stage.release()
@@ -492,9 +515,11 @@ class RunKindContract(ABC):
             assert len(stage.requests) == rounds
             check_log(await play.log(), play.run)
 
-    async def test_what_a_person_says_meanwhile_is_read(self) -> None:
+    @pytest.mark.parametrize("moment", ["first", "last"])
+    async def test_what_a_person_says_meanwhile_is_read(self, moment: str) -> None:
         word = "By the way, mind the gap."
-        async with self.playing(hold_at=1) as (stage, play):
+        whole, _ = await self.whole()
+        async with self.playing(hold_at=1 if moment == "first" else whole.moments) as (stage, play):
             input = [{"kind": "text", "text": word}]
             steered = await play.client.call("run.start", {"conv": play.conv, "when": "steer", "input": input})
             assert (steered["state"], steered["run"]) == ("steered", play.run)
@@ -502,14 +527,13 @@ class RunKindContract(ABC):
             await play.ends()
             check_log(await play.log(), play.run)
         heard = any(word in m.text for request in stage.requests for m in request.messages)
-        assert heard or not self.listens, "no model was told what the person said"
+        assert heard or not self.listens, f"no model was told what the person said at the {moment} moment"
 
     async def test_a_cancel_at_any_moment_closes_everything_at_once(self) -> None:
+        whole, _ = await self.whole()
         stage = Stage()
         async with self.hub(stage) as hub, hub.client() as client:
-            async with self.started(hub, client) as play:
-                await play.ends()
-            for moment in spread(stage.moments, self.cancels):
+            for moment in spread(whole.moments, self.cancels):
                 for _ in range(3):  # the machine may be busy with something else
                     took_s = await self._cancel(hub, client, stage, moment)
                     if took_s <= self.closes_s:
@@ -544,20 +568,17 @@ class RunKindContract(ABC):
         raise AssertionError(f"this goes on after the run's end: {left()}")
 
     async def test_a_client_that_comes_back_has_the_same(self) -> None:
-        stage = Stage()
-        async with self.hub(stage) as hub, hub.client() as client:
-            async with self.started(hub, client) as play:
-                await play.ends()
-            stage.begin(hold_at=(stage.moments + 1) // 2)
-            async with self.started(hub, client) as play:
-                await self._until_held(stage, play)
-                for connection in list(hub.app.hub.connections):
-                    connection.socket.abort()
-                stage.release()
-                await play.ends()
-                async with hub.client("fresh") as fresh:
-                    assert (await fresh.subscribe(play.topic.name)).state == play.state
-                check_log(await play.log(), play.run)
+        whole, _ = await self.whole()
+        stage = Stage((whole.moments + 1) // 2)
+        async with self.hub(stage) as hub, hub.client() as client, self.started(hub, client) as play:
+            await self._until_held(stage, play)
+            for connection in list(hub.app.hub.connections):
+                connection.socket.abort()
+            stage.release()
+            await play.ends()
+            async with hub.client("fresh") as fresh:
+                assert (await fresh.subscribe(play.topic.name)).state == play.state
+            check_log(await play.log(), play.run)
 
     # what a kill leaves
 
@@ -668,6 +689,11 @@ def undocumented(struct: type[msgspec.Struct]) -> list[str]:
         for names in re.findall(r"^ {4}([\w, ]+):", section, re.M):
             told |= {name.strip() for name in names.split(",")}
     return [name for name in struct.__struct_fields__ if name not in told]
+
+
+def _asked(request: ModelRequest) -> str:
+    """What a model is asked, without ids, which differ from run to run."""
+    return re.sub(ID, "", msgspec.json.encode(request).decode())
 
 
 def _texts(message: Json) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import pytest
 
 from sag.engine.agent import Agent
 from sag.engine.ends import RunLimit
-from sag.engine.run import Run
+from sag.engine.run import Run, Turn
 from sag.engine.transcript import GO_ON
 from sag.errors import Fault
 from sag.hooks.kind import RunConfig, RunKind
@@ -164,6 +164,35 @@ async def test_with_a_brief_only_that_and_its_own_rounds_are_sent(theatre: Theat
     ]
 
 
+async def test_an_agent_that_recalls_nothing_sees_the_rounds_of_the_turn_that_it_is_in(theatre: Theatre) -> None:
+    async def kind(run: Run) -> None:
+        for _ in range(2):
+            await run.turn(Agent(name="clerk", brief=[text_message("user", "Sum up.")], recalls=False))
+
+    hub = await theatre.open(
+        kind, call(("double", {"number": 4})), say("8"), call(("double", {"number": 5})), say("10")
+    )
+    await play(hub)
+    assert [sent(r) for r in hub.provider.requests] == [
+        [("user", "Sum up.")],
+        [("user", "Sum up."), ("assistant", ""), ("tool", "8")],
+        [("user", "Sum up.")],
+        [("user", "Sum up."), ("assistant", ""), ("tool", "10")],
+    ]
+
+
+async def test_a_step_of_one_that_recalls_nothing_is_told_the_brief_alone(theatre: Theatre) -> None:
+    async def kind(run: Run) -> None:
+        agent = Agent(name="clerk", brief=[text_message("user", "Sum up.")], recalls=False)
+        await run.step(agent)
+        await run.tools(agent)
+        await run.step(agent)
+
+    hub = await theatre.open(kind, call(("double", {"number": 4})), say("done"))
+    await play(hub)
+    assert [sent(r) for r in hub.provider.requests] == [[("user", "Sum up.")]] * 2
+
+
 async def test_with_a_brief_what_is_said_meanwhile_is_heard_where_that_is_wished(theatre: Theatre) -> None:
     gate = asyncio.Event()
 
@@ -245,6 +274,57 @@ async def test_only_the_tools_that_are_meant_for_an_agent_are_offered(theatre: T
     assert [t.name for t in hub.provider.requests[0].tools] == ["grumble"]
     assert [t["status"] for t in state["tools"].values()] == ["invalid"]
     assert not CALLED
+
+
+@pytest.mark.parametrize(("offered", "names"), [((), []), (["grumble"], ["grumble"]), ({"double": 1}, ["double"])])
+async def test_the_tools_that_an_agent_is_offered_may_be_named(
+    theatre: Theatre, offered: Any, names: list[str]
+) -> None:
+    async def kind(run: Run) -> None:
+        await run.turn(Agent(offered=offered))
+
+    hub = await theatre.open(kind, say("ok"))
+    await play(hub)
+    assert [t.name for t in hub.provider.requests[0].tools] == names
+
+
+def test_the_tools_of_a_connector_are_offered_by_its_name_and_no_tool_by_a_piece_of_it() -> None:
+    async def nothing(args: Any, ctx: Any) -> None: ...
+
+    plain, one, other = (Tool("t", "", {}, nothing, check=dict, connector=c) for c in ("", "mail", "mai"))
+    agent = Agent(offered=["mail"])
+    assert [agent.may_call(tool) for tool in (plain, one, other)] == [False, True, False]
+    assert [Agent(offered=["mai/t", "t"]).may_call(tool) for tool in (plain, one, other)] == [True, False, True]
+
+
+async def test_a_turn_has_the_calls_of_all_its_rounds_and_no_others(theatre: Theatre) -> None:
+    turns: list[Turn] = []
+
+    async def kind(run: Run) -> None:
+        agents = [Agent(name=name, own=[own(name="mine")], ends={"mine"}) for name in ("a", "b")]
+        await run.turn(agents[0])
+        await run.together([run.turn(agent) for agent in agents])
+        assert await run.turn(agents[1]) == run.turns()[-1]
+        turns.extend(run.turns())
+        calls = {c["call"]: c for turn in turns for c in turn.calls}
+        assert calls == {c["call"]: c for c in run.calls()}
+
+    def answer(request: ModelRequest) -> Any:
+        if request.messages[-1].role == "tool":
+            return call(("mine", {"number": 2}), ("mine", {"number": 3}))
+        return call(("double", {"number": 1}))
+
+    hub = await theatre.open(
+        kind, call(("mine", {"number": "x"})), say("no"), answer, answer, answer, answer, say("so")
+    )
+    _, state = await play(hub)
+    told = [[(c["name"], c["status"], c["agent"]) for c in turn.calls] for turn in turns]
+    both = [[("double", "ok", a), ("mine", "ok", a), ("mine", "ok", a)] for a in ("a", "b")]
+    assert told[0] == [("mine", "invalid", "a")]
+    assert sorted(told[1:3]) == both
+    assert told[3:] == [[]]
+    assert CALLED.count("mine 2") == CALLED.count("mine 3") == 2
+    assert all(state["tools"][c["call"]]["result"] == c["result"] for turn in turns[1:] for c in turn.calls)
 
 
 async def test_edited_arguments_of_an_own_tool_are_held_against_that_tool(theatre: Theatre) -> None:
@@ -1059,6 +1139,67 @@ async def test_a_steer_at_the_end_is_read_and_one_that_a_kind_ignores_ends_it_al
             await theatre.close()
 
 
+async def test_what_was_said_at_the_end_is_unread_still_when_the_round_that_answers_it_is_killed(
+    theatre: Theatre,
+) -> None:
+    unread: list[bool] = []
+
+    async def kind(run: Run) -> None:
+        while run.unread:
+            unread.append(run.unread)
+            await run.turn(Agent(name="a"))
+
+    go, cut = asyncio.Event(), asyncio.Event()
+    hub = await theatre.open(kind, [Text("1"), go, Finish("stop")], [Text("half"), cut], say("2"))
+    started = await hub.start("go", kind="play")
+    conv, run = started["conv"], started["run"]
+    await hub.until(conv, lambda s: by_agent(s) == [("a", "1")])
+    await hub.start("wait", conv=conv, when="steer")
+    go.set()
+    await hub.until(conv, lambda s: by_agent(s)[-1] == ("a", "half"))
+    await theatre.kill(conv)
+    cut.set()
+    hub = await theatre.open(kind, say("2"))
+    await hub.end(started, "interrupted")
+    await hub.call("run.resume", run=run)
+    state = await hub.end(started)
+    assert by_agent(state)[-1] == ("a", "2")
+    assert len(hub.provider.requests) == 1
+    await check_log(hub, conv)
+
+
+async def test_a_kind_that_keeps_quiet_of_a_failed_model_is_not_called_again_and_again(theatre: Theatre) -> None:
+    async def kind(run: Run) -> None:
+        try:
+            await run.turn(Agent(name="a"))
+        except ProviderError:
+            assert run.unread
+
+    hub = await theatre.open(kind, [Text("half"), ProviderError("provider.auth", "No.")])
+    await play(hub)
+    assert len(hub.provider.requests) == 1
+
+
+async def test_what_is_being_answered_is_not_unread(theatre: Theatre) -> None:
+    seen: list[bool] = []
+
+    async def kind(run: Run) -> None:
+        @tool(risk="read")
+        async def look() -> str:
+            """Look."""
+            seen.append(run.unread)
+            return "seen"
+
+        await run.together([run.turn(Agent(name="a", own=[look])), run.turn(Agent(name="b", own=[look]))])
+
+    def answer(request: ModelRequest) -> Any:
+        return say("so") if request.messages[-1].role == "tool" else call(("look", {}))
+
+    hub = await theatre.open(kind, answer, answer, answer, answer)
+    await play(hub)
+    assert seen == [False, False]
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "kind"),
     [
@@ -1069,6 +1210,8 @@ async def test_a_steer_at_the_end_is_read_and_one_that_a_kind_ignores_ends_it_al
         (ValueError("no"), "failed", "run.failed"),
         (KeyError("x"), "failed", "run.failed"),
         (asyncio.CancelledError(), "interrupted", None),
+        (SystemExit(3), "failed", "run.failed"),
+        (KeyboardInterrupt(), "failed", "run.failed"),
     ],
 )
 async def test_how_a_kind_ends_says_how_its_run_does(
@@ -1082,6 +1225,47 @@ async def test_how_a_kind_ends_says_how_its_run_does(
     started, state = await play(hub, status)
     assert (state["runs"][started["run"]].get("error") or {}).get("kind") == kind
     await check_log(hub, started["conv"])
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_a_plugin_that_exits_fails_its_run_and_not_the_hub(theatre: Theatre, error: BaseException) -> None:
+    where = ""
+
+    @tool(risk="read")
+    async def leave() -> str:
+        """Leave."""
+        raise error
+
+    def agent(config: Config) -> Agent:
+        if where == "agent":
+            raise error
+        return Agent(name="a", own=[leave])
+
+    async def kind(run: Run) -> None:
+        await run.together([run.turn(agent)])
+
+    hub = await theatre.open(kind, call(("leave", {})), say("It failed."), say("ok"))
+    started, state = await play(hub)
+    (told,) = state["tools"].values()
+    assert (told["status"], told["error"]["message"]) == ("error", f"The tool failed ({type(error).__name__}).")
+    await check_log(hub, started["conv"])
+    where = "agent"
+    started, state = await play(hub, "failed")
+    assert state["runs"][started["run"]]["error"]["kind"] == "run.failed"
+    await check_log(hub, started["conv"])
+    where = ""
+    await play(hub)
+
+
+async def test_the_model_of_an_agent_is_its_own(theatre: Theatre) -> None:
+    async def kind(run: Run) -> None:
+        await run.turn(Agent(model=None, settings={"temperature": 0.5}))
+        await run.turn(Agent(model="other/x"))
+
+    hub = await theatre.open(kind, say("ok"))
+    started, state = await play(hub, "failed", model="script/m")
+    assert state["runs"][started["run"]]["error"]["kind"] == "model.unknown"
+    assert [(r.model, r.temperature) for r in hub.provider.requests] == [("m", 0.5)]
 
 
 async def test_settings_that_the_config_does_not_have_fail_the_run_in_words(theatre: Theatre) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,17 @@ def run(*arguments: str) -> int:
 
 
 @pytest.mark.timeout(120)
-def test_a_new_plugin_installs_passes_its_tests_and_is_listed_with_its_tool(tmp_path, capsys):
-    assert run("new", "my-dice", "--path", str(tmp_path)) == 0
+@pytest.mark.parametrize(
+    ("options", "passed", "table", "what", "names"),
+    [
+        ((), "3 passed", '[my-dice]\nsides = "20"\n', "tools", ["my_dice_roll"]),
+        (("--kind",), "15 passed", "", "kinds", ["my-dice"]),
+    ],
+)
+def test_a_new_plugin_installs_passes_its_tests_and_is_listed_with_what_it_brings(
+    tmp_path, capsys, options, passed, table, what, names
+):
+    assert run("new", "my-dice", "--path", str(tmp_path), *options) == 0
     folder, site = tmp_path / "sag-my-dice", tmp_path / "site"
     assert str(folder) in capsys.readouterr().out
 
@@ -43,8 +53,9 @@ def test_a_new_plugin_installs_passes_its_tests_and_is_listed_with_its_tool(tmp_
 
     pip = [sys.executable, "-W", "ignore", "-m", "pip", "-q", "--disable-pip-version-check", "install"]
     call(*pip, "--no-deps", "--no-build-isolation", "--target", str(site), ".")
-    assert "3 passed" in call(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    (tmp_path / "plugins.toml").write_text('[my-dice]\nsides = "20"\n')
+    warnings = ["-W", "error"] if options else []  # an asyncio plugin that is there warns where it is not set up
+    assert passed in call(sys.executable, "-m", "pytest", "-q", *warnings, "-p", "no:cacheprovider")
+    (tmp_path / "plugins.toml").write_text(table)
     code = (
         "import argparse, sys; from sag import plugin_cli; p = argparse.ArgumentParser(); "
         "plugin_cli.add_parser(p.add_subparsers()); plugin_cli.run(p.parse_args(sys.argv[1:]))"
@@ -52,15 +63,16 @@ def test_a_new_plugin_installs_passes_its_tests_and_is_listed_with_its_tool(tmp_
     listed = call(sys.executable, "-c", code, "plugin", "list", "--json", "--config", str(tmp_path / "plugins.toml"))
     (info,) = (p for p in json.loads(listed)["plugins"] if p["name"] == "my-dice")
     assert (info["status"], info["dist"], info["version"]) == ("on", "sag-my-dice", "0.1.0")
-    assert info["provides"]["tools"] == ["my_dice_roll"]
+    assert info["provides"][what] == names
     assert info["problems"] == []
 
 
-def test_what_is_written_is_free_of_placeholders_and_clean(tmp_path):
-    plugin_cli.write_package("dice", tmp_path / "sag-dice")
+@pytest.mark.parametrize("kind", [False, True])
+def test_what_is_written_is_free_of_placeholders_and_clean(tmp_path, kind):
+    plugin_cli.write_package("dice", tmp_path / "sag-dice", kind)
     files = [p for p in (tmp_path / "sag-dice").rglob("*") if p.is_file()]
     assert len(files) == 5
-    assert all("@" + word + "@" not in p.read_text() for p in files for word in ("NAME", "MODULE", "TOOL"))
+    assert not [p for p in files if re.search("@[A-Z]+@", p.read_text())]
     for command in (["ruff", "check", "--line-length", "120", "--select", "E,F,I,B,UP,W"], ["mypy", "--strict"]):
         target = tmp_path / "sag-dice" / ("sag_dice" if command[0] == "mypy" else ".")
         done = subprocess.run(

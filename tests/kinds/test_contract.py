@@ -13,8 +13,9 @@ from sag.engine.agent import Agent
 from sag.engine.run import Run
 from sag.hooks.kind import RunConfig, RunKind
 from sag.hooks.provider import ModelRequest, ProviderError, text_message
+from sag.hooks.tool import tool
 from sag.testing.kinds import RunKindContract, check_log, spread, undocumented
-from sag.testing.provider import Script, say
+from sag.testing.provider import Script, call, say
 from tests.kinds.plays import look_up
 
 
@@ -62,7 +63,9 @@ async def test_a_kind_that_does_what_it_should_passes(tmp_path: Path) -> None:
     contract = contract_of(two_turns)
     await contract.test_a_kill_after_any_commit_and_a_resume_do_nothing_twice(tmp_path)
     await contract.test_a_cancel_at_any_moment_closes_everything_at_once()
-    await contract.test_what_a_person_says_meanwhile_is_read()
+    await contract.test_what_a_person_says_meanwhile_is_read("first")
+    await contract.test_what_a_person_says_meanwhile_is_read("last")
+    await contract.test_a_patch_in_the_middle_takes_hold_at_a_step("now")
 
 
 async def test_a_kind_that_begins_anew_after_a_kill_is_found(tmp_path: Path) -> None:
@@ -116,8 +119,54 @@ async def test_a_kind_that_does_not_listen_is_found() -> None:
         await run.turn(Agent(name="a", brief=[text_message("user", "Talk.")]))
 
     with pytest.raises(AssertionError, match="no model was told"):
-        await contract_of(deaf).test_what_a_person_says_meanwhile_is_read()
-    await contract_of(deaf, listens=False).test_what_a_person_says_meanwhile_is_read()
+        await contract_of(deaf).test_what_a_person_says_meanwhile_is_read("first")
+    await contract_of(deaf, listens=False).test_what_a_person_says_meanwhile_is_read("first")
+
+
+async def test_a_kind_that_is_deaf_to_what_is_said_at_its_very_end_is_found() -> None:
+    async def deaf_at_last(run: Run) -> None:
+        while len(run.turns()) < 2:
+            await run.turn(Agent(name=f"a{len(run.turns())}"))
+
+    contract = contract_of(deaf_at_last)
+    await contract.test_what_a_person_says_meanwhile_is_read("first")
+    with pytest.raises(AssertionError, match="what the person said at the last moment"):
+        await contract.test_what_a_person_says_meanwhile_is_read("last")
+    await contract_of(deaf_at_last, listens=False).test_what_a_person_says_meanwhile_is_read("last")
+
+
+async def test_a_kind_that_reads_its_config_once_is_found() -> None:
+    def agent(config: Documented) -> Agent:
+        return Agent(system=f"Talk in {config.place}.")
+
+    async def frozen(run: Run) -> None:
+        me = agent(run.config())
+        while run.wants_step:
+            await run.turn(me)
+
+    async def awake(run: Run) -> None:
+        while run.wants_step:
+            await run.turn(agent)
+
+    patch = {"place": "Rome"}
+    with pytest.raises(AssertionError, match="the patch made no difference"):
+        await contract_of(frozen, patch=patch).test_a_patch_in_the_middle_takes_hold_at_a_step("now")
+    await contract_of(awake, patch=patch).test_a_patch_in_the_middle_takes_hold_at_a_step("now")
+
+
+@pytest.mark.parametrize("risk", ["write", "danger"])
+async def test_a_kind_whose_decisions_ask_a_person_is_found(risk: Any) -> None:
+    @tool(risk=risk)
+    async def decide(yes: bool) -> str:
+        """Decide."""
+        return "It is decided."
+
+    async def careful(run: Run) -> None:
+        await run.turn(Agent(name="judge", own=[decide], ends={"decide"}))
+
+    contract = contract_of(careful, answer=lambda self, request: call(("decide", {"yes": True})))
+    with pytest.raises(AssertionError, match="a decision asks nobody"):
+        await contract.test_a_call_that_ends_a_turn_does_no_more_than_take_a_decision_down()
 
 
 async def test_a_config_without_words_is_found() -> None:

@@ -11,9 +11,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from sag.ops.export.markdown import HEAD, table
 from sag.ops.export.schema import paragraphs, split_doc
 
+ENGINE = {  # members of Run that are the engine's and no run kind's
+    "answer",
+    "in_model_call",
+    "is_addressed",
+    "listen",
+    "open_ask",
+    "pause",
+    "restart_steps",
+    "set_status",
+    "stop",
+    "tool",
+    "used",
+}
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes")
 
 
@@ -97,20 +112,23 @@ def hooks(spec: type[Any], classes: Sequence[type[Any]]) -> str:
     for name, function in adds:
         out += [f"## `{signature('hub.' + name, function)}`\n", docstring(function)]
     out += ["# What works while the hub runs\n", "From `startup` on, unless it says otherwise.\n"]
-    attributes = split_doc(hub.__doc__ or "")[1]
-    rows = [(f"`hub.{name}`", text) for name, text in attributes.items()]
-    for name, function in rest:
-        if isinstance(function, property):
-            rows.append((f"`hub.{name}`", paragraphs(function.__doc__ or "")))
-    out.append(table(("Attribute", "Meaning"), rows) + "\n")
-    for name, function in rest:
-        if not isinstance(function, property):
-            out += [f"## `{signature('hub.' + name, function)}`\n", docstring(function)]
+    out += _members("hub", hub, rest)
     for cls in others:
         out += [f"# {cls.__name__}\n", f"{split_doc(cls.__doc__ or '')[0]}\n"]
-        for name, function in _public(cls):
-            out += [f"## `{signature(cls.__name__ + '.' + name, function)}`\n", docstring(function)]
+        out += _members(cls.__name__, cls, [(name, f) for name, f in _public(cls) if name not in ENGINE])
     return "\n".join(out)
+
+
+def _members(of: str, cls: type[Any], members: Sequence[tuple[str, Any]]) -> list[str]:
+    """The attributes and properties of a class as a table, then its methods."""
+    attributes = split_doc(cls.__doc__ or "")[1]
+    rows = [(f"`{of}.{name}`", text) for name, text in attributes.items()]
+    rows += [(f"`{of}.{name}`", paragraphs(f.__doc__ or "")) for name, f in members if isinstance(f, property)]
+    out = [table(("Attribute", "Meaning"), rows) + "\n"] if rows else []
+    for name, function in members:
+        if not isinstance(function, property):
+            out += [f"## `{signature(f'{of}.{name}', function)}`\n", docstring(function)]
+    return out
 
 
 def _public(cls: type[Any]) -> list[tuple[str, Any]]:
@@ -139,6 +157,10 @@ def signature(name: str, function: Callable[..., Any]) -> str:
         p.replace(annotation=_Verbatim(p.annotation)) if isinstance(p.annotation, str) else p
         for p in found.parameters.values()
         if p.name != "self"
+    ]
+    given = [
+        p.replace(default=_Verbatim(f"{type(p.default).__name__}()")) if isinstance(p.default, Struct) else p
+        for p in given
     ]
     answer = found.return_annotation
     told = found.replace(parameters=given, return_annotation=_Verbatim(answer) if isinstance(answer, str) else answer)

@@ -396,6 +396,17 @@ export interface ErrorData {
   trace?: string;
 }
 
+/** A format: how it is named, which is how names of such files end, and its media type. */
+export interface ExportFormat {
+  format: string;
+  mime: string;
+}
+
+/** The formats of the hub: `json`, and those that plugins offer, by name. */
+export interface ExportFormats {
+  formats: ExportFormat[];
+}
+
 /** The vendor's id of an answer (`request` of `step.close`), and whose it is; else all providers are asked. */
 export interface GenerationRef {
   id: string;
@@ -703,6 +714,9 @@ export type NoResult = Record<string, never>;
 
 /** No params. */
 export type Nothing = Record<string, never>;
+
+/** Params of an operation that only reads. Members that it does not know are ignored. */
+export type Params = Record<string, never>;
 
 /**
  * A piece is complete. `len` counts Unicode code points; `partial` means that it was cut. Of reasoning, `ms` is how
@@ -1470,6 +1484,8 @@ export interface Operations {
   'conversation.list': { params: ConversationList; result: ConversationListed };
   /** Rename a conversation. */
   'conversation.update': { params: ConversationUpdate; result: Changed };
+  /** The formats in which runs and conversations can be had. */
+  'export.formats': { params: Params; result: ExportFormats };
   /** The run kinds that plugins offer. */
   'kind.list': { params: KindList; result: KindListed };
   /** Older messages of a conversation. */
