@@ -53,6 +53,8 @@ def register(hub: Hub[Settings]) -> None:
             "content-disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(file.name)}",
             "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
         }
+        if file.notes:  # headers hold ASCII alone
+            headers["sag-notes"] = quote(msgspec.json.encode(file.notes))
         return Reply(file.data, file.mime, headers=headers)
 
     hub.add_route("GET /api/export/{id}.{format}", download)

@@ -41,6 +41,7 @@ TEXT = (
 MONO = ("Noto Sans Mono", "Menlo", "Consolas", "DejaVu Sans Mono")
 """What there is of them; Typst brings the last of both itself."""
 EMOJI = ("Noto Color Emoji", "Apple Color Emoji", "Segoe UI Emoji")
+ARABIC = ("Noto Naskh Arabic",)  # its ligatures are glyphs of single letters, so that readers find and copy the words
 COMMON = ("Arabic", "Hebrew", "Devanagari", "Thai", "Bengali", "Tamil", "Armenian", "Georgian", "Ethiopic", "Khmer")
 EAST = {
     "ja": ("Noto Sans CJK JP", "Noto Sans JP", "Hiragino Sans", "Yu Gothic"),
@@ -221,7 +222,7 @@ def _chosen(families: set[str]) -> Json:
     noto = sorted(f for f in families if f.startswith("Noto Sans ") and not any(w in f for w in ("CJK", "Mono", "UI")))
     symbols = [f for f in noto if "Symbols" in f or "Math" in f]
     east = there(name for names in EAST.values() for name in names)
-    common = there(f"Noto Sans {script}" for script in COMMON)
+    common = there([*ARABIC, *(f"Noto Sans {script}" for script in COMMON)])
     rest = list(dict.fromkeys([*there(EMOJI), *common, *(f for f in noto if f not in symbols), *east, *symbols]))
     head = there(TEXT)[:1]
     out: Json = {"text": [*head, *rest], "mono": [*there(MONO)[:1], *rest]}

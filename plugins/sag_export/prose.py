@@ -21,7 +21,8 @@ LONGEST = 100_000  # characters of one text that are parsed
 BUDGET_S = 20.0  # for all texts of a document
 DEEPEST = 6  # lists and quotes within one another
 _LINK = re.compile(r"(https?://|mailto:)", re.I)
-_BLOCKS = {"paragraph_open", "heading_open", "list_item_open", "td_open", "th_open", "blockquote_open"}
+_BLOCKS = {"paragraph_open", "heading_open", "list_item_open", "td_open", "th_open"}
+_FRAMES = {"bullet_list_open", "ordered_list_open", "blockquote_open", "table_open"}
 
 Json = dict[str, Any]
 Tree = list[Json]
@@ -67,6 +68,9 @@ class _Html(RendererHTML):
         token = tokens[idx]
         if token.type in _BLOCKS:
             token.attrSet("dir", "auto")
+        elif token.type in _FRAMES:  # `auto` does not look into what has a direction of its own
+            text = next((inner.content for inner in tokens[idx:] if inner.type == "inline"), "")
+            token.attrSet("dir", "rtl" if script(text).get("rtl") else "ltr")
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
         if token.type == "link_open":
@@ -112,8 +116,7 @@ def script(text: str) -> Json:
     for c in text[:2000]:
         way = unicodedata.bidirectional(c)
         if way in ("L", "R", "AL"):
-            if way != "L":
-                out["rtl"] = True
+            out["rtl"] = way != "L"
             break
     for c in text[:2000]:
         if "\u3040" <= c <= "\u30ff":
@@ -159,7 +162,7 @@ class _Grower:
         elif kind == "blockquote_open":
             inner = self.blocks(depth + 1, "blockquote_close")
             if depth < DEEPEST:
-                yield {"k": "quote", "body": inner}
+                yield {"k": "quote", "body": inner, **_way(inner)}
             else:
                 yield from inner
         elif kind in ("bullet_list_open", "ordered_list_open"):
@@ -167,7 +170,8 @@ class _Grower:
             if depth < DEEPEST:
                 start = token.attrGet("start")
                 first = int(start) if start is not None else 1
-                yield {"k": "list", "items": items, **({"start": first} if kind.startswith("ordered") else {})}
+                more = {"start": first} if kind.startswith("ordered") else {}
+                yield {"k": "list", "items": items, **more, **_way(items[0])}
             else:
                 for item in items:
                     yield from item
@@ -196,7 +200,12 @@ class _Grower:
                 cell = _paragraph(list(_runs(self._tokens[self._at].children or ())))
                 rows[-1].append(cell | {"align": str(token.attrGet("style") or "").removeprefix("text-align:")})
         self._at += 1
-        return {"k": "table", "columns": heads, "rows": rows}
+        return {"k": "table", "columns": heads, "rows": rows, **_way(rows[0])}
+
+
+def _way(nodes: Sequence[Json]) -> Json:
+    """The direction of what holds nodes: that of the first."""
+    return {"rtl": nodes[0]["rtl"]} if nodes and "rtl" in nodes[0] else {}
 
 
 def _runs(tokens: Sequence[Token]) -> Iterator[Json]:

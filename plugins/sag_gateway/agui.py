@@ -114,8 +114,7 @@ class Agui:
             if exchange.rests:
                 for event in telling.suspend():
                     yield event
-                known = [str(message.get("id")) for message in asked.messages if message.get("role") == "user"]
-                await self._threads.keep(user, asked.thread_id, Thread(exchange.conv, exchange.run, known))
+                await self._threads.keep(user, asked.thread_id, Thread(exchange.conv, exchange.run, _heard(asked)))
             yield _end(exchange, place, telling, modern)
         except Fault as e:
             yield {"type": "RUN_ERROR", "message": e.message, "code": e.kind}
@@ -133,7 +132,7 @@ class Agui:
             if exchange is None and thread.conv is not None and thread.run is not None:
                 exchange = await self._exchanges.ended(user, client, thread.conv, thread.run)
             if exchange is not None:
-                await self._threads.keep(user, asked.thread_id, Thread(exchange.conv))
+                await self._threads.keep(user, asked.thread_id, Thread(exchange.conv, heard=_heard(asked)))
         return exchange
 
     async def _start(self, user: User, client: str, asked: RunInput, kind: str, thread: Thread) -> Exchange | None:
@@ -142,15 +141,16 @@ class Agui:
         Raises:
             Fault: What does not fit, or cannot begin.
         """
-        at = len(asked.messages)
-        while at and asked.messages[at - 1].get("role") in ("user", "tool"):
-            at -= 1
+        at = _behind(asked)
+        last = asked.messages[at:]
+        # A run before was told some of them, and gave no answer; where there is nothing else, it is to be tried again.
+        anew = thread.run is None and all(m.get("role") == "user" and m.get("id") in thread.heard for m in last)
         replies: dict[str, Reply] = {}
         said: list[Part] = []
-        for i, message in enumerate(asked.messages[at:], at):
+        for i, message in enumerate(last, at):
             if message.get("role") == "user":
-                if thread.run is not None and message.get("id") in thread.heard:
-                    continue  # it began the run, or was said to it
+                if message.get("id") in thread.heard and not anew:
+                    continue
                 said += await self._parts(message.get("content"), f"messages[{i}].content")
             else:
                 replies[str(message.get("toolCallId"))] = _reply(message)
@@ -224,6 +224,19 @@ async def _sent(first: Json, events: AsyncGenerator[Json]) -> AsyncIterator[Sent
             yield Sent(event)
 
 
+def _behind(asked: RunInput) -> int:
+    """Where the messages begin that stand behind the last answer."""
+    at = len(asked.messages)
+    while at and asked.messages[at - 1].get("role") in ("user", "tool"):
+        at -= 1
+    return at
+
+
+def _heard(asked: RunInput) -> list[str]:
+    """The ids of what the user said behind the last answer."""
+    return [str(one["id"]) for one in asked.messages[_behind(asked) :] if one.get("role") == "user" and one.get("id")]
+
+
 def _config(asked: RunInput) -> Json:
     """The config of a run: the instructions that a request holds, what it forwards."""
     given = asked.forwarded_props if isinstance(asked.forwarded_props, dict) else {}
@@ -260,16 +273,27 @@ def _reply(message: Json) -> Reply:
 
 
 def _choice(ask: Json, given: Resumed) -> Json:
-    """What the answer to an interrupt chooses; the payload is `{approved, editedArgs}`, `{choice}` or a form's data."""
+    """What the answer to an interrupt chooses; the payload is `{approved, editedArgs}`, `{choice}` or a form's data.
+
+    Raises:
+        Fault: request.bad: it does not say yes or no; nothing is allowed by a guess.
+    """
     options, payload = ask["options"], given.payload
     if given.status == "cancelled" or payload is False:
         return {"choice": options[-1]}
-    fields: Mapping[str, Any] = payload if isinstance(payload, dict) else {}
-    if ask["kind"] == "form":
-        return {"choice": options[0], "data": dict(fields)}
-    choice = options[0] if fields.get("approved", True) else options[-1]
+    if ask["kind"] == "url" and payload is None:  # it was visited
+        return {"choice": options[0]}
+    fields: Mapping[str, Any] = payload if isinstance(payload, dict) else {"approved": payload}
+    if ask["kind"] == "form" and isinstance(payload, dict):
+        return {"choice": options[0], "data": dict(payload)}
     args = fields.get("editedArgs")
-    return {"choice": fields.get("choice", choice)} | ({"data": {"args": args}} if isinstance(args, dict) else {})
+    edited = {"data": {"args": args}} if isinstance(args, dict) else {}
+    if "choice" in fields:
+        return {"choice": fields["choice"], **edited}
+    approved = fields.get("approved", True if edited else None)
+    if not isinstance(approved, bool):
+        raise refuse("resume", "Answer with `approved`, true or false, with `choice`, or with the data of the form.")
+    return {"choice": options[0], **edited} if approved else {"choice": options[-1]}
 
 
 def _interrupt(id: str, ask: Json) -> Json:

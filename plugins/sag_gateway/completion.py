@@ -99,7 +99,7 @@ def make_completion(hub: Hub[Any]) -> Callable[[Run], Awaitable[None]]:
                 brief=given.messages,
                 hears=True,
                 own=own,
-                offered=None if given.calls else lambda tool: False,
+                offered=None if given.calls else (),
                 settings={"rounds": config.rounds + len(answered)},
             )
 

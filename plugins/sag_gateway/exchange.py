@@ -117,7 +117,7 @@ class Exchange:
         Raises:
             Fault: run.unknown where the conversation is deleted.
         """
-        if self.closed is not None:
+        if self.closed is not None or self.rests:
             return
         parts: dict[int, Json] = {}
         working = True
@@ -140,7 +140,7 @@ class Exchange:
                     return
                 if name == "run" and "status" in d["patch"]:  # one that tells `why` waits for a model
                     working = d["patch"]["status"] != "waiting" or bool(d["patch"].get("why"))
-                if not working and self._waits():
+                if not working and self.waits():
                     state = await self._hub.state(self.user.id, f"conv:{self.conv}")
                     self.usage = self._since(state["runs"][self.run]["usage"])
                     asked = {ask.get("call") for ask in self.asks.values()}
@@ -149,7 +149,7 @@ class Exchange:
                     return
         raise Fault("run.unknown", "The conversation was deleted.")
 
-    def _waits(self) -> bool:
+    def waits(self) -> bool:
         """Whether a question is open that this client may answer."""
         return bool(self.asks) if not self._patient else any(a.get("call") in self.calls for a in self.asks.values())
 
@@ -306,6 +306,8 @@ class Exchanges:
                 if e.kind not in ("ask.closed", "ask.unknown"):
                     raise
             del exchange.asks[id]
+        waiting = object["status"] == "waiting" and not object.get("why")
+        exchange.rests = waiting and not answers and exchange.waits()  # what is said besides moves no question
         self._followed.add(run)
         return exchange
 

@@ -107,10 +107,14 @@ class OpenAI:
         """
         if name.startswith("sag/"):
             kind, _, model = name[4:].partition(":")
+            if not kind:
+                raise Fault("kind.unknown", f"There is no model {name!r}.")
             return Target(KIND if kind == "chat" else kind, model or None)
         if "/" not in name:  # clients that know the vendor's names alone
             listed = [one["id"] for one in await self._list(user)]
             name = next((id for id in listed if id.partition("/")[2] == name and not id.startswith("sag/")), name)
+        if not name:  # which to the hub is its default
+            raise Fault("model.unknown", "The request names no model.")
         self._hub.where(name)
         return Target(KIND, name)
 
@@ -345,14 +349,17 @@ def _model(id: str, owner: str, created: int) -> Json:
 
 def error_of(fault: Fault) -> tuple[int, Json]:
     """A fault as the API tells it: the HTTP status, and `error`."""
-    status, type, code = _ERRORS.get(fault.kind, (fault.status, "", fault.kind))
+    kind, path = fault.kind, str(fault.data.get("path") or "")
+    if (kind, path) == ("config.invalid", "$.model"):
+        kind = "model.unknown"  # to a provider that has others
+    status, type, code = _ERRORS.get(kind, (fault.status, "", kind))
     if not type:
         status = 400 if status == 422 else status
         type = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     if fault.data.get("unsupported"):
         code = "unsupported_value"
-    param = str(fault.data.get("path") or "").removeprefix("$").removeprefix(".") or None
-    if fault.kind in ("model.unknown", "kind.unknown"):
+    param = path.removeprefix("$").removeprefix(".") or None
+    if kind in ("model.unknown", "kind.unknown"):
         param = "model"
     elif param is not None:
         param = _PARAMS.get(param, param)

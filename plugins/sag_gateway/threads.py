@@ -19,7 +19,7 @@ class Thread(Struct):
     Attributes:
         conv: The conversation, None where the name is new.
         run: The run in it that rests.
-        heard: The client's ids of the messages that this run was told.
+        heard: The client's ids of the messages behind its last answer that the hub was told.
     """
 
     conv: str | None = None

@@ -25,7 +25,9 @@ from tests.export.samples import ASKED, PICTURE, SCRIPTS, TS, dialogue, picture
 Json = dict[str, Any]
 
 FONTS = set(typst.Fonts().families())
-WANTED = {f"Noto Sans{script}" for script in ("", " Arabic", " Hebrew", " Devanagari", " Thai", " CJK SC")}
+WANTED = {
+    f"Noto {face}" for face in ("Naskh Arabic", "Sans", "Sans Hebrew", "Sans Devanagari", "Sans Thai", "Sans CJK SC")
+}
 fonts = pytest.mark.skipif(not WANTED | {"Noto Color Emoji"} <= FONTS, reason="the fonts that .ci/run installs")
 poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no poppler-utils here")
 INVISIBLE = re.compile("[\u200b\u202a-\u202e\u2066-\u2069]")  # pdftotext marks directions
@@ -256,6 +258,12 @@ def test_a_fence_is_longer_than_any_in_the_text() -> None:
     assert "`````\n```\n````\n# not a heading\n`````" in text
 
 
+def test_lists_and_tables_have_the_direction_of_what_is_first_in_them() -> None:
+    seen = Page(page.render(tell(said("- שלום\n- b", "> - a", "| ש | b |\n| --- | --- |"))))
+    framed = [(tag, attrs["dir"]) for tag, attrs in seen.tags if tag in ("ul", "blockquote", "table")]
+    assert framed == [("ul", "rtl"), ("blockquote", "ltr"), ("ul", "ltr"), ("table", "rtl")]
+
+
 # PDF
 
 
@@ -279,6 +287,28 @@ def test_a_sample_of_each_script_is_found_in_the_pdf(pdf: Path, script: str) -> 
 
 @poppler
 @fonts
+def test_letters_that_arabic_joins_are_found_in_their_order() -> None:
+    words = "السلام عليكم ثلاثة على الآن"
+    found = pdf_text(press("pdf", said(words))[0]).split()
+    assert [word for word in words.split() if word not in found] == []
+
+
+@poppler
+@fonts
+def test_what_is_written_from_right_to_left_stands_at_the_right() -> None:
+    marks = {"Heading": "# אאא", "list": "- בבב\n  - גגג", "number": "1. דדד", "quote": "> ההה", "paragraph": "ווו"}
+    marks["table"] = "| ז | זזז |\n| --- | --- |\n| ח | חחח |"
+    data, _ = press("pdf", said("\n\n".join([*marks.values(), "- left"])))
+    boxes = run("pdftotext", "-bbox", "-", "-", data=data)
+    at = {word: float(x) for x, word in re.findall(r'xMax="([\d.]+)"[^>]*>([^<]+)</word>', boxes)}
+    wrong = [word for word in ("אאא", "בבב", "גגג", "דדד", "ההה", "ווו", "זזז") if at[word] < 400]
+    assert wrong == []
+    assert at["ז"] > at["זזז"], "the first column is the one at the right"
+    assert at["left"] < 200
+
+
+@poppler
+@fonts
 def test_all_fonts_are_embedded(pdf: Path) -> None:
     lines = run("pdffonts", str(pdf)).splitlines()[2:]
     assert lines
@@ -287,7 +317,7 @@ def test_all_fonts_are_embedded(pdf: Path) -> None:
         assert embedded == "yes", line
         assert unicode == "yes", line
     names = " ".join(lines)
-    assert all(name in names for name in ("NotoSansArabic", "NotoSansHebrew", "NotoSansDevanagari", "NotoSansThai"))
+    assert all(name in names for name in ("NotoNaskhArabic", "NotoSansHebrew", "NotoSansDevanagari", "NotoSansThai"))
     assert all(f"NotoSansCJK{region}" in names for region in ("sc", "jp", "kr")), "each language has its own shapes"
 
 

@@ -190,6 +190,7 @@ def deep(levels: int) -> Any:
         ("messages/0/parts/1/ref", "f9", "import.invalid", "$.messages[0].parts[1].ref"),
         ("messages/1/usage/input", -4, "import.invalid", "$.messages[1].usage.input"),
         ("runs/r1/status", "great", "import.invalid", "$.runs[...].status"),
+        ("tools/k1/error", {"kind": "x", "message": {"a": 1}}, "import.invalid", "$.tools.k1.error.message"),
         ("runs/r1/allow", {"mail_send": True}, "import.invalid", "$.runs[...].allow"),
         ("runs/r1/usage", ..., "import.invalid", "$.runs[...]"),
         ("runs/r1/ts", 1 << 70, "import.invalid", "$.runs.r1.ts"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import subprocess
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -91,6 +93,23 @@ async def test_what_is_anothers_is_not_found() -> None:
                 assert error.value.code == 404
         async with web(hub, "wrong") as http:
             assert (await http.get(f"/api/export/{started['run']}.json")).status_code == 401
+
+
+async def test_the_formats_are_listed() -> None:
+    async with running_hub(providers=[ScriptedProvider()]) as hub, hub.client() as client, web(hub) as http:
+        listed = [{"format": format, "mime": MIMES[format]} for format in ("json", "html", "md", "pdf")]
+        assert await client.call("export.formats", {}) == {"formats": listed}
+        assert (await http.get("/api/export")).json() == {"formats": listed}
+
+
+async def test_what_a_file_does_not_show_is_said_beside_it() -> None:
+    async with running_hub(providers=[ScriptedProvider(say("private \ue123"))]) as hub, hub.client() as client:
+        started = await ran(client)
+        async with web(hub) as http:
+            answer = await http.get(f"/api/export/{started['run']}.pdf")
+            (note,) = json.loads(unquote(answer.headers["sag-notes"]))
+            assert "U+E123" in note
+            assert "sag-notes" not in (await http.get(f"/api/export/{started['run']}.md")).headers
 
 
 async def test_an_unknown_format_names_the_known_ones() -> None:

@@ -7,6 +7,7 @@ import base64
 from typing import Any
 
 import httpx
+import pytest
 
 from sag.hooks.kind import RunKind
 from sag.plugin import Run, RunConfig
@@ -147,6 +148,48 @@ async def test_a_run_that_fails_is_an_error_and_one_that_is_stopped_is_cancelled
     [run, _] = (await gateway.rpc("run.list"))["runs"]
     await gateway.rpc("run.cancel", run=run["run"])
     assert (await asking)[-1]["outcome"] == {"type": "cancelled"}
+
+
+async def test_what_got_no_answer_is_heard_once_and_tried_again_where_nothing_else_is_said(gateway: Gateway) -> None:
+    one, two = user("One?", "u1"), user("Two?", "u2")
+    gateway.up.script(fail(401))
+    assert (await gateway.agui(messages=[one]))[-1]["type"] == "RUN_ERROR"
+    assert words(await gateway.agui(messages=[one, two])) == "Two?"
+    assert gateway.sent() == [("user", "One?"), ("user", "Two?")]
+    gateway.up.script(fail(401))
+    three = [one, two, {"id": "a1", "role": "assistant", "content": "Two?"}, user("Three?", "u3")]
+    assert (await gateway.agui(messages=three))[-1]["type"] == "RUN_ERROR"
+    assert words(await gateway.agui(messages=three)) == "Three?"
+
+
+async def test_an_interrupt_that_is_not_answered_is_told_again(gateway: Gateway) -> None:
+    gateway.up.script(Script([Calls([ToolCall("erase", {"name": "a"})])]), say("done"))
+    asked = (await gateway.agui(messages=[user("erase a", "u1")]))[-1]["outcome"]
+    stale = {"interruptId": "a-of-before", "status": "resolved", "payload": {"approved": True}}
+    async with asyncio.timeout(10):
+        for resume in ([stale], [], None):
+            events = await gateway.agui(messages=[user("erase a", "u1")], resume=resume)
+            assert events[-1]["outcome"] == asked
+        said = [user("erase a", "u1"), user("Well?", "u2")]
+        for _ in range(2):
+            assert (await gateway.agui(messages=said))[-1]["outcome"] == asked
+    answer = {"interruptId": asked["interrupts"][0]["id"], "status": "resolved", "payload": {"approved": True}}
+    assert words(await gateway.agui(resume=[answer])) == "done"
+    assert [text for role, text in gateway.sent() if role == "user"] == ["erase a", "Well?"]
+
+
+@pytest.mark.parametrize("payload", [None, "no", {}, {"approved": "no"}, {"approved": None}, {"approved": 0}, [], 1])
+async def test_nothing_is_allowed_by_an_answer_that_does_not_say_so(gateway: Gateway, payload: Any) -> None:
+    gateway.up.script(Script([Calls([ToolCall("erase", {"name": "a"})])]), say("done"))
+    (asked,) = (await gateway.agui(messages=[user("erase a", "u1")]))[-1]["outcome"]["interrupts"]
+    resume = [{"interruptId": asked["id"], "status": "resolved", "payload": payload}]
+    body = {"threadId": "t1", "runId": "x2", "messages": [], "protocolVersion": "1.0", "resume": resume}
+    answer = await gateway.http.post("/agui", json=body)
+    assert (answer.status_code, answer.json()["error"]["data"]["kind"]) == (400, "request.bad")
+    assert CALLED == []
+    resume[0]["payload"] = {"approved": False}
+    assert words(await gateway.agui(resume=resume)) == "done"
+    assert CALLED == []
 
 
 async def test_a_client_of_before_1_0_is_told_nothing_that_it_does_not_know(gateway: Gateway) -> None:

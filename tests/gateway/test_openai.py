@@ -485,7 +485,11 @@ async def test_what_was_told_and_is_void_is_an_error_of_a_stream_and_none_of_a_w
 REFUSED: list[tuple[Json, int, str, str | None]] = [
     ({"model": "nope"}, 404, "model_not_found", "model"),
     ({"model": "no/such"}, 404, "model_not_found", "model"),
+    ({"model": "lab/other"}, 404, "model_not_found", "model"),
+    ({"model": "sag/plan:lab/other"}, 404, "model_not_found", "model"),
     ({"model": "sag/nothing"}, 404, "model_not_found", "model"),
+    ({"model": "sag/"}, 404, "model_not_found", "model"),
+    ({"model": ""}, 404, "model_not_found", "model"),
     ({"n": 2}, 400, "unsupported_value", "n"),
     ({"response_format": {"type": "json_object"}}, 400, "unsupported_value", "response_format"),
     ({"tool_choice": "required"}, 400, "unsupported_value", "tool_choice"),

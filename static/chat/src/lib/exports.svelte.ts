@@ -1,5 +1,4 @@
 /** Runs and conversations as files, and conversations out of files. */
-import { RpcError } from '@sag/client';
 import { hub } from './hub.svelte';
 import { notices } from './notices.svelte';
 import { router } from './route.svelte';
@@ -33,16 +32,15 @@ class Exports {
   #making = $state.raw<ReadonlySet<string>>(new Set());
   #isAsked = false;
 
-  /** Ask once which formats there are; the hub names them where one asks for none of them. */
-  async load(conv: string) {
+  /** Ask once which formats there are. */
+  async load() {
     if (this.#isAsked) return;
     this.#isAsked = true;
     try {
-      await hub.client.request('conversation.export', { conv, format: '?' });
-    } catch (error) {
-      const formats: unknown = error instanceof RpcError ? error.data?.formats : undefined;
-      if (Array.isArray(formats)) this.formats = formats.map(String);
-      else this.#isAsked = false;
+      const { formats } = await hub.client.request<{ formats: { format: string }[] }>('export.formats');
+      this.formats = formats.map(({ format }) => format);
+    } catch {
+      this.#isAsked = false; // the menu goes on with what it has, and asks when a conversation is opened next
     }
   }
 
