@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from sag.plugin import Agent, ProviderError, Run, RunConfig, RunEnded, RunLimit, Tool, Turn, text_message, tool
+from sag.plugin import Agent, Fault, ProviderError, Run, RunConfig, RunEnded, RunLimit, Tool, Turn, text_message, tool
 from sag_workflow.checklist import PLANNER, Checklist, Draft, at
 from sag_workflow.specialist import Specialist, Specialists, joined, listing
 
@@ -201,6 +202,10 @@ async def _ask(run: Run) -> None:
 
 async def _work(run: Run) -> None:
     """Do the steps, each as soon as what it needs is done, until none is left or the plan has to be changed."""
+    try:
+        TopologicalSorter({id: step["needs"] for id, step in _plan(run).steps.items()}).prepare()
+    except CycleError:  # no planner's: it came with a conversation that was taken in
+        raise Fault("input.invalid", "Steps of the plan need each other, so none of them can begin.") from None
     slots = asyncio.Semaphore(run.config().parallel)
     over = {id: asyncio.Event() for id in _plan(run).of("running", "pending")}
 

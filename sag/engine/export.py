@@ -28,6 +28,7 @@ Name = Annotated[str, Meta(max_length=20_000)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Dollars = Annotated[float, Meta(ge=0)]
 
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SECRET = re.compile(
     r"(^|[_-])(api_?-?key|key|token|secret|password|passphrase|credentials?|authorization|cookie)$", re.I
 )
@@ -297,7 +298,7 @@ def redact(config: Any) -> Any:
     """Config without what is secret by its name; it stands as `{"set": true}` (protocol section 6)."""
     if isinstance(config, dict):
         return {
-            k: {"set": True} if _SECRET.search(k) and isinstance(v, str | dict | list) else redact(v)
+            k: {"set": True} if _SECRET.search(_HUMP.sub("_", k)) and isinstance(v, str | dict | list) else redact(v)
             for k, v in config.items()
         }
     return [redact(v) for v in config] if isinstance(config, list) else config

@@ -64,7 +64,10 @@ def test_a_document_fits_its_declaration() -> None:
 
 def test_members_that_are_secret_by_their_name_do_not_appear() -> None:
     state = dialogue()
-    secret = {"extra": {"api_key": "sk-1234", "headers": {"Authorization": "Bearer x"}}, "max_tokens": 7}
+    secret = {
+        "extra": {"api_key": "sk-1234", "clientSecret": "s", "maxTokens": 3, "headers": {"Authorization": "Bearer x"}},
+        "max_tokens": 7,
+    }
     state["conv"]["config"] = copy.deepcopy(secret)
     state["runs"]["r1"] |= {"config": copy.deepcopy(secret), "base": copy.deepcopy(secret)}
     state["runs"]["r1"]["changes"][0]["patch"] = copy.deepcopy(secret)
@@ -73,8 +76,14 @@ def test_members_that_are_secret_by_their_name_do_not_appear() -> None:
     assert "sk-1234" not in text
     assert "Bearer" not in text
     assert document["runs"]["r1"]["config"] == {
-        "extra": {"api_key": {"set": True}, "headers": {"Authorization": {"set": True}}}, "max_tokens": 7,
-    }  # fmt: skip
+        "extra": {
+            "api_key": {"set": True},
+            "clientSecret": {"set": True},
+            "maxTokens": 3,
+            "headers": {"Authorization": {"set": True}},
+        },
+        "max_tokens": 7,
+    }
 
 
 def test_a_secret_that_the_hub_knows_is_blotted_out_wherever_it_stands() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from sag.plugin import ModelRequest, ProviderError, ToolContext, tool
+from sag.plugin import Fault, ModelRequest, ProviderError, Run, ToolContext, tool
 from sag.testing.hub import running_hub
 from sag.testing.provider import call, say
+from sag_workflow.plan import _work
 from tests.harness import Client, View, check_state, until
 from tests.workflow.play import SPECIALISTS, Line, Play, asked, step, steps
 
@@ -461,3 +463,15 @@ async def test_an_export_holds_the_plan() -> None:
         await client.done(view, started["run"])
         text = (await client.call("run.export", run=started["run"], format="json"))["text"]
         assert '"order"' in text
+
+
+async def test_a_plan_that_was_taken_in_with_a_circle_fails_instead_of_waiting_for_ever() -> None:
+    """No planner can write one; an imported conversation can hold one."""
+    plan = {
+        "rev": 1,
+        "order": ["a", "b"],
+        "steps": {id: {"status": "pending", "needs": [need], "tries": 0} for id, need in ("ab", "ba")},
+    }
+    with pytest.raises(Fault) as fault:
+        await _work(cast(Run, SimpleNamespace(data={"plan": plan})))
+    assert fault.value.kind == "input.invalid"
