@@ -261,7 +261,7 @@ async def test_a_kind_is_chosen_and_agents_that_speak_at_once_are_shown_one_afte
         hub,
     ):
         person.type("/kind nosuch")
-        assert "Write /kind NAME, of: chat" in await person.see("pair\n")
+        await person.see("Write /kind NAME, of: chat, dialogue, pair, ")
         person.type("/kinds")
         await person.see("pair  Two speak at once.\n")
         person.type("/kind pair")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ from sag.topics.journal import Drop, Journal, Kept, Put, Unit, ignore
 from sag.topics.merge import Entry, encode, frame, join_deltas, tails
 from sag.topics.reducers import FAMILIES, Reducer
 
+BATCH_BYTES = 256 << 10  # of bodies in a frame; one event alone may be larger
 RING_BYTES = 256 << 10
 RING_EVENTS = 1024
 TICK_CHARS = 64 << 10  # of text that wait for the tick; more goes at once
@@ -52,6 +53,17 @@ class Batch:
         if self._objects is None:
             self._objects = tails(self.entries, self.after)
         return frame(t, self._objects)
+
+
+def _batches(after: int, entries: list[Entry]) -> Iterator[Batch]:
+    """Entries in batches that each make a frame within its limit, however much one commit kept."""
+    first = size = 0
+    for i, entry in enumerate(entries):
+        size += len(entry.body)
+        if size > BATCH_BYTES and i > first:
+            yield Batch(after, entries[first:i])
+            after, first, size = entries[i - 1].off, i, len(entry.body)
+    yield Batch(after, entries[first:])
 
 
 class Reader(Protocol):
@@ -186,9 +198,9 @@ class Topic:
         while len(self._ring) > 1 and (self._ring_bytes > RING_BYTES or len(self._ring) > RING_EVENTS):
             self._ring_bytes -= len(self._ring.popleft().body)
         if self.readers:
-            batch = Batch(after, fresh)
-            for reader in list(self.readers):
-                reader.offer(self, batch)
+            for batch in _batches(after, fresh):
+                for reader in list(self.readers):
+                    reader.offer(self, batch)
         if self._waiters:
             waiting, self._waiters = self._waiters, []
             for off, future in waiting:

@@ -354,7 +354,15 @@ async def record(app: App) -> Client:
     await client.ask("config.get", scope=f"conv:{conv}")
     for method in ("user.me", "plugin.list", "model.list", "tool.list", "token.list", "conversation.list", "run.list"):
         await client.ask(method)
-    for method in ("model.facets", "usage.get", "tool.policy.list", "preset.list", "resource.list", "kind.list"):
+    for method in (
+        "model.facets",
+        "usage.get",
+        "tool.policy.list",
+        "preset.list",
+        "resource.list",
+        "kind.list",
+        "export.formats",
+    ):
         await client.ask(method)
     await client.ask("model.check", model="demo/scripted")
     await client.ask("tool.policy.set", tool="note_delete", policy="ask")

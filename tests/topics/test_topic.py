@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from sag.schema.events import ConvPatch, MessageAdd, PartOpen
+from sag.topics.merge import Entry
 from sag.topics.sqlite import SqliteJournal
-from sag.topics.topic import TICK_CHARS, Topics
+from sag.topics.topic import TICK_CHARS, Topics, _batches
 
 
 @pytest.fixture
@@ -69,3 +70,11 @@ async def test_what_is_committed_is_freed_without_a_garbage_collection(topics: T
         assert freed() is None
     finally:
         gc.enable()
+
+
+def test_what_one_commit_kept_is_told_in_batches_that_fit_a_frame() -> None:
+    sizes = [10, 200_000, 200_000, 900_000, 5, 5]
+    entries = [Entry(7 + i, "delta", None, 0, b"x" * size) for i, size in enumerate(sizes)]
+    batches = list(_batches(6, entries))
+    assert [[len(e.body) for e in batch.entries] for batch in batches] == [[10, 200_000], [200_000], [900_000], [5, 5]]
+    assert [(batch.after, batch.last) for batch in batches] == [(6, 8), (8, 9), (9, 10), (10, 12)]
