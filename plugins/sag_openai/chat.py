@@ -10,13 +10,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sag.plugin import FilePart, Message, ModelRequest, TextPart
+import msgspec
+
+from sag.plugin import FilePart, Message, ModelRequest, TextPart, ToolSpec
 from sag_openai import details
 
 Json = dict[str, Any]
 
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 PDF = "application/pdf"
+TOOLS = 1000  # whose JSON is kept
 
 
 def write(request: ModelRequest, *, max_tokens_name: str, reasoning_name: str = "", router: bool = False) -> Json:
@@ -35,13 +38,7 @@ def write(request: ModelRequest, *, max_tokens_name: str, reasoning_name: str = 
         "stream_options": {"include_usage": True},
     }
     if request.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": tool.name, "description": tool.description, "parameters": tool.input},
-            }
-            for tool in request.tools
-        ]
+        body["tools"] = [_write_tool(tool) for tool in request.tools]
     members = {
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -50,6 +47,25 @@ def write(request: ModelRequest, *, max_tokens_name: str, reasoning_name: str = 
         "seed": request.seed,
     }
     return body | {name: value for name, value in members.items() if value is not None}
+
+
+_written: dict[int, tuple[ToolSpec, msgspec.Raw]] = {}  # by `id`; the tool is kept along, so that no other has it
+
+
+def _write_tool(tool: ToolSpec) -> Json | msgspec.Raw:
+    """A tool, as JSON already: steps mostly offer the same ones, and their schemas are most of a short request."""
+    kept = _written.get(id(tool))
+    if kept is None:
+        function = {"name": tool.name, "description": tool.description, "parameters": tool.input}
+        form = {"type": "function", "function": function}
+        try:
+            kept = tool, msgspec.Raw(msgspec.json.encode(form))
+        except UnicodeEncodeError:
+            return form
+        if len(_written) >= TOOLS:
+            _written.clear()
+        _written[id(tool)] = kept
+    return kept[1]
 
 
 def _write_all(messages: Sequence[Message], reasoning_name: str, router: bool) -> list[Json]:

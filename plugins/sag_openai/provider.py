@@ -123,7 +123,7 @@ class ChatProvider:
             data = _encode(body)
         except UnicodeEncodeError:
             # Half surrogates in a transcript.
-            data = to_unicode(json.dumps(body, ensure_ascii=False)).encode()
+            data = to_unicode(json.dumps(body, ensure_ascii=False, default=msgspec.json.decode)).encode()
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self._headers()}
         return HttpRequest(self._url(path, request.model), data, headers)
 

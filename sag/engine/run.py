@@ -94,13 +94,25 @@ class Turn(Struct):
 
 
 class _Round:
-    """A model call in flight."""
-
-    __slots__ = ("restarts", "task")
+    """A model call, made by whatever task makes the step."""
 
     def __init__(self) -> None:
-        self.task: asyncio.Task[Step] | None = None
-        self.restarts = False
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancels = task.cancelling()
+        self._restarts = False
+        self.in_flight = False
+
+    def restart(self) -> None:
+        """Drop what is in flight."""
+        if not self._restarts:
+            self._restarts = True
+            self._task.cancel()
+
+    def gives_way(self) -> bool:
+        """Whether the task is cancelled for `restart` alone; it is not cancelled any more then."""
+        return self._restarts and self._task.uncancel() <= self._cancels
 
 
 class Run:
@@ -192,10 +204,19 @@ class Run:
         made = self._calls_of([message])
         return not calls or any(call.get("ends") and call["status"] == "ok" for call in made)
 
-    def _unfinished(self, agent: str | None) -> list[Json]:
-        """The rounds that an agent has had of a turn that is not over."""
+    def _turn(self, msg: str) -> Turn:
+        """The turn that a message ended."""
+        newest = self._newest()
+        last = next((m for m in newest if m["msg"] == msg), None)
+        if last is None:
+            raise RunEnded  # its message is gone
+        agent = last.get("agent")
+        return Turn(agent, msg, _text(last), self._calls_of([*self._unfinished(agent, newest), last]))
+
+    def _unfinished(self, agent: str | None, newest: Iterator[Json] | None = None) -> list[Json]:
+        """The rounds that an agent has had of a turn that is not over, or was not before the message that is next."""
         begun: list[Json] = []
-        for message in self._newest():
+        for message in newest or self._newest():
             if message["role"] == "assistant" and message.get("agent") == agent and not _is_cut(message):
                 if self._is_over(message):
                     break
@@ -372,14 +393,14 @@ class Run:
             def agent(config: Any) -> Agent:
                 return msgspec.structs.replace(make(config), name=who.name)
 
-        async with self.acting(who):
+        async with self.acting(who) if who.name is not None else contextlib.nullcontext():
             last = self._last_words(who.name)
             if last is None or self._is_over(last):
                 await self._step(agent, in_turn=True)
             while (last := self._last_words(who.name)) is not None:
                 await self.tools(agent, strict=strict, parallel=parallel)
                 if self._is_over(last):
-                    return next(turn for turn in reversed(self.turns()) if turn.msg == last["msg"])
+                    return self._turn(last["msg"])
                 await self._step(agent, in_turn=True)
             raise RunEnded  # its message is gone
 
@@ -448,15 +469,13 @@ class Run:
             self._mark(active=1)
             try:
                 await self.emit(*events)
-                work = self._round(number, msg, writer, name, provider, request, config)
-                round.task = asyncio.create_task(work)
+                round.in_flight = True
                 try:
-                    return await round.task
+                    return await self._round(number, msg, writer, name, provider, request, config)
                 finally:
-                    round.task.cancel()
+                    round.in_flight = False
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not round.restarts or self.closed or (task is not None and task.cancelling()):
+                if not round.gives_way() or self.closed:
                     self._cut(number, writer, "cancelled")
                     raise
                 await self._give_up(number, writer, "config")
@@ -574,7 +593,7 @@ class Run:
     def _in_flight(self) -> list[_Round]:
         """The model calls in flight; one whose step is closed, if not yet committed, is none any more."""
         opened = self.object.get("open_steps", {})
-        return [r for n, r in self._rounds.items() if r.task is not None and not r.task.done() and str(n) in opened]
+        return [r for n, r in self._rounds.items() if r.in_flight and str(n) in opened]
 
     @property
     def in_model_call(self) -> bool:
@@ -584,8 +603,7 @@ class Run:
     def restart_steps(self) -> None:
         """Drop the model calls in flight, if any, so that their steps start again on the config of now."""
         for round in self._in_flight():
-            round.restarts = True
-            round.task.cancel()  # type: ignore[union-attr]
+            round.restart()
 
     async def _round(
         self,

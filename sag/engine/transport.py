@@ -202,6 +202,10 @@ class _Round(ABC):
             self._backlog.when_lower(self._release)
         if self._finished and not self._lingering:
             self._lingering = True
+            self._loop.call_soon(self._linger)  # most answers end with the read that finishes them
+
+    def _linger(self) -> None:
+        if not self._ended:
             self._watch_anew()
 
     def _release(self) -> None:
@@ -243,26 +247,26 @@ class _Round(ABC):
         self._watch()
 
     def _watch(self) -> None:
-        due, why = self._due()
+        due, why, limit = self._due()
         if self._now() < due:
             self._timer = self._loop.call_at(due, self._watch)
             return
         self._timer = None
-        self._expire(ProviderError("provider.timeout", why))
+        self._expire(ProviderError("provider.timeout", why.format(limit)))
 
-    def _due(self) -> tuple[float, str]:
-        """When the upstream has been awaited for too long, and the words for it."""
+    def _due(self) -> tuple[float, str, float]:
+        """When the upstream has been awaited for too long, the words for it, and the limit that goes into them."""
         limits = self._deadlines
-        due, why = self._start + limits.total_s, f"The model's answer took longer than {limits.total_s:g} s."
+        due = self._start + limits.total_s, "The model's answer took longer than {:g} s.", limits.total_s
         if self._held:
-            return due, why  # it is not the upstream that is awaited
+            return due  # it is not the upstream that is awaited
         if not self._answering:
-            wait, text = limits.first_token_s, f"The model did not begin to answer within {limits.first_token_s:g} s."
+            limit, text = limits.first_token_s, "The model did not begin to answer within {:g} s."
         elif self._finished:
-            wait, text = min(LINGER_S, limits.gap_s), "The model's server does not end its answer."
+            limit, text = min(LINGER_S, limits.gap_s), "The model's server does not end its answer."
         else:
-            wait, text = limits.gap_s, f"The model paused for longer than {limits.gap_s:g} s."
-        return min((due, why), (self._since + wait, text))
+            limit, text = limits.gap_s, "The model paused for longer than {:g} s."
+        return min(due, (self._since + limit, text, limit))
 
     def _expire(self, failure: ProviderError) -> None:
         """A deadline has passed."""
@@ -478,9 +482,9 @@ class _HttpRound(_Round):
         except Exception as e:
             self._end(_undecodable(e))
 
-    def _due(self) -> tuple[float, str]:
+    def _due(self) -> tuple[float, str, float]:
         due = super()._due()
-        return due if self._refusal is None else min(due, (self._since + ERROR_BODY_S, ""))
+        return due if self._refusal is None else min(due, (self._since + ERROR_BODY_S, "", 0.0))
 
     def _expire(self, failure: ProviderError) -> None:
         if self._refusal is not None:

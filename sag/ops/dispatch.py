@@ -118,7 +118,8 @@ class Call:
             self._keep(self.tx, self.result if kept is None else _encoder.encode(kept))
         if self._tx is not None and not self._tx.empty and not self._tx.submitted:
             self.committing = self._tx.submit(crash)
-            await asyncio.shield(self.committing)
+            # Whoever asked under a key wants to know what came of it, even when the caller waits no longer.
+            await (self.committing if self._keep is None else asyncio.shield(self.committing))
 
 
 class Dispatcher:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -294,7 +295,10 @@ class Transaction:
         self._unit.writes.extend(writes)
 
     def handed(self, call: Callable[[], None]) -> None:
-        """Call when it is with the journal: what is submitted from then on is kept after it or not at all."""
+        """Call when it goes to the journal; what is submitted from the loop's next turn on is kept after it or not at all.
+
+        A task that begins then has its first events in the same commit.
+        """
         self._handed.append(call)
 
     def after(self, call: Callable[[], None]) -> None:
@@ -320,9 +324,9 @@ class Transaction:
         unit.done = self._done
         self._size = sum([len(entry.body) for _, entry in unit.events])
         self._topics.backlog.add(self._size)
-        self._topics.journal.submit(unit)
-        for call in self._handed:
+        for call in self._handed:  # before the journal asks for the turn in which it looks what there is
             call()
+        self._topics.journal.submit(unit)
         return self._future
 
     def _done(self, fault: Fault | None) -> None:
@@ -444,13 +448,15 @@ class Topics:
         return topic
 
     def _evict(self) -> None:
-        for key, topic in list(self._loaded.items()):
-            if len(self._loaded) <= IDLE_TOPICS:
-                break
-            if not topic.readers and not topic.pins and topic.tip == topic.head and not topic._deltas:
-                if topic.head - topic._snap_off > 200:
-                    self.keep_snapshot(topic)
-                del self._loaded[key]
+        idle = (
+            (key, topic)
+            for key, topic in self._loaded.items()
+            if not topic.readers and not topic.pins and topic.tip == topic.head and not topic._deltas
+        )
+        for key, topic in list(islice(idle, len(self._loaded) - IDLE_TOPICS)):
+            if topic.head - topic._snap_off > 200:
+                self.keep_snapshot(topic)
+            del self._loaded[key]
 
     async def get(self, owner: str, name: str) -> Topic:
         """A user's topic, made where there is none: for those that always are (`user:me`, `client:<id>`, `hub`)."""
