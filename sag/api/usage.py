@@ -110,8 +110,9 @@ class Usages:
         given = {"owner": owner, "conv": params.conv, "run": params.run, "model": params.model}
         where = {name: value for name, value in given.items() if value not in (None, "*")}
         if params.run is not None and params.conv is None:
-            # Rows are found by conversations; of a run that went with its own, those of the days are looked through.
-            where |= {"conv": row["conv"] for row in await self._journal.rows("run", {"id": params.run})}
+            # Rows are found by conversation; for a run that went with its own, those of the days are looked through.
+            for row in await self._journal.rows("run", {"id": params.run}):
+                where["conv"] = row["conv"]
         first, last = _range(params)
         found = await self._ledger.sums(where, first, last, params.by, params.limit + 1)
         if more := len(found) > params.limit:

@@ -101,18 +101,20 @@ class _Round:
         assert task is not None
         self._task = task
         self._cancels = task.cancelling()
-        self._restarts = False
+        self._restarts = 0
         self.in_flight = False
 
     def restart(self) -> None:
         """Drop what is in flight."""
-        if not self._restarts:
-            self._restarts = True
-            self._task.cancel()
+        self._restarts += 1
+        self._task.cancel()
 
     def gives_way(self) -> bool:
-        """Whether the task is cancelled for `restart` alone; it is not cancelled any more then."""
-        return self._restarts and self._task.uncancel() <= self._cancels
+        """Whether the task was cancelled for `restart` alone; of that nothing is left then."""
+        restarts, self._restarts = self._restarts, 0
+        for _ in range(restarts):
+            self._task.uncancel()
+        return restarts > 0 and self._task.cancelling() <= self._cancels
 
 
 class Run:
@@ -200,9 +202,9 @@ class Run:
 
     def _is_over(self, message: Json) -> bool:
         """Whether an agent's turn ended with a message: it called nothing, or what ends its turn."""
-        calls = _called(message)
-        made = self._calls_of([message])
-        return not calls or any(call.get("ends") and call["status"] == "ok" for call in made)
+        if not _called(message):
+            return True
+        return any(call.get("ends") and call["status"] == "ok" for call in self._calls_of([message]))
 
     def _turn(self, msg: str) -> Turn:
         """The turn that a message ended."""
@@ -491,6 +493,7 @@ class Run:
                 self._cut(number, writer, "limit")
                 raise
             finally:
+                round.gives_way()  # a provider may have swallowed it
                 del self._rounds[number]
                 self._mark(active=-1)
 

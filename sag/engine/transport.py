@@ -432,7 +432,8 @@ class _HttpRound(_Round):
             self._settle()
         elif stale:
             self._stale = True
-            self._wake.set_result(None)
+            if not self._wake.done():  # the round may be cancelled
+                self._wake.set_result(None)
         else:
             self._fail(failure)
 

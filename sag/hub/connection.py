@@ -274,14 +274,14 @@ class Connection:
         dispatcher.admit(call, op)
         decoded = decode_params(op, params)
         if not decoded.subscribe:
-            return (await dispatcher.call(call, op, params))[1], None
+            return (await dispatcher.call(call, op, params, decoded))[1], None
         answer: Subscribed | Json | None = None
         subscription: Subscription | None = None
         name = await op.topic(call, decoded)
         if name is not None and name not in self.subscriptions:
             answer, subscription = await self._try_subscribe(name, Position())
         try:
-            result = (await dispatcher.call(call, op, params))[1]
+            result = (await dispatcher.call(call, op, params, decoded))[1]
         except BaseException:
             if subscription is not None:
                 self._drop(subscription)

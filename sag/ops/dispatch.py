@@ -138,13 +138,14 @@ class Dispatcher:
         self._keys = keys
         self._first: dict[tuple[str, str, str], asyncio.Future[tuple[str, bytes] | None]] = {}
 
-    async def call(self, call: Call, op: Operation, raw: bytes) -> tuple[Any, bytes]:
+    async def call(self, call: Call, op: Operation, raw: bytes, decoded: Any = None) -> tuple[Any, bytes]:
         """Call an operation.
 
         Args:
             call: Who and from where.
             op: What.
             raw: The params as JSON; empty means none.
+            decoded: The params, if whoever calls has them already.
 
         Returns:
             The decoded params, and the result as JSON.
@@ -153,7 +154,7 @@ class Dispatcher:
             Fault: Whatever went wrong, in the form that the caller is told.
         """
         self.admit(call, op)
-        params = decode_params(op, raw)
+        params = decode_params(op, raw) if decoded is None else decoded
         if not op.changes:
             return params, _encoder.encode(await op.handler(call, params))
         key = params.key or call.key

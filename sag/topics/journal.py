@@ -71,7 +71,13 @@ def ignore(fault: Fault | None) -> None:
 
 
 class Journal(Protocol):
-    """Keeps topics. Methods are called on the event loop; none of them blocks it."""
+    """Keeps topics. Methods are called on the event loop; none of them blocks it.
+
+    Attributes:
+        told: Is called on the loop when `done` was called of all units that were committed together.
+    """
+
+    told: Callable[[], None]
 
     def new_topic(self, owner: str, name: str, gen: str) -> tuple[int, Put]:
         """A number for a new topic and the row to submit with its first event."""
@@ -132,4 +138,4 @@ class Journal(Protocol):
 
 def sizes(entries: Sequence[Entry]) -> int:
     """Bytes of the bodies."""
-    return sum(len(e.body) for e in entries)
+    return sum([len(e.body) for e in entries])

@@ -21,7 +21,7 @@ from sag.schema.events import Event
 from sag.schema.ids import new_gen, now_ms
 from sag.settings import crash_at
 from sag.topics.backlog import Backlog
-from sag.topics.journal import Drop, Journal, Kept, Put, Unit, ignore
+from sag.topics.journal import Drop, Journal, Kept, Put, Unit, ignore, sizes
 from sag.topics.merge import Entry, encode, frame, join_deltas, tails
 from sag.topics.reducers import FAMILIES, Reducer
 
@@ -59,7 +59,7 @@ class Batch:
 def _batches(after: int, entries: list[Entry]) -> Iterator[Batch]:
     """Entries in batches that each make a frame within its limit, however much one commit kept."""
     first = size = 0
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(entries if sizes(entries) > BATCH_BYTES else ()):
         size += len(entry.body)
         if size > BATCH_BYTES and i > first:
             yield Batch(after, entries[first:i])
@@ -186,16 +186,18 @@ class Topic:
         return entry
 
     def _committed(self, upto: int) -> None:
-        after = self.head
-        fresh: list[Entry] = []
-        while self._uncommitted and self._uncommitted[0].off <= upto:
-            fresh.append(self._uncommitted.popleft())
+        after, entries = self.head, self._uncommitted
+        fresh = [entry for entry in entries if entry.off <= upto]
         if not fresh:
             return
+        if len(fresh) == len(entries):
+            entries.clear()
+        else:
+            for _ in fresh:
+                entries.popleft()
         self.head = upto
-        for entry in fresh:
-            self._ring.append(entry)
-            self._ring_bytes += len(entry.body)
+        self._ring.extend(fresh)
+        self._ring_bytes += sizes(fresh)
         while len(self._ring) > 1 and (self._ring_bytes > RING_BYTES or len(self._ring) > RING_EVENTS):
             self._ring_bytes -= len(self._ring.popleft().body)
         if self.readers:
@@ -228,9 +230,9 @@ class Transaction:
         self._topics = topics
         self._unit = Unit()
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._handed: list[Callable[[], None]] = []
-        self._after: list[Callable[[], None]] = []
-        self._undo: list[Callable[[], None]] = []
+        self._handed: Sequence[Callable[[], None]] = ()
+        self._after: Sequence[Callable[[], None]] = ()
+        self._undo: Sequence[Callable[[], None]] = ()
         self._touched: dict[Topic, int] = {}
         self._size = 0
         self.submitted = False
@@ -295,19 +297,19 @@ class Transaction:
         self._unit.writes.extend(writes)
 
     def handed(self, call: Callable[[], None]) -> None:
-        """Call when it goes to the journal; what is submitted from the loop's next turn on is kept after it or not at all.
+        """Call when it goes to the journal: what is submitted from the next turn on is kept after it or not at all.
 
         A task that begins then has its first events in the same commit.
         """
-        self._handed.append(call)
+        self._handed = (*self._handed, call)
 
     def after(self, call: Callable[[], None]) -> None:
         """Call when the commit is done; not called when it fails."""
-        self._after.append(call)
+        self._after = (*self._after, call)
 
     def undo(self, call: Callable[[], None]) -> None:
         """Call when the commit fails, before its topics are read again."""
-        self._undo.append(call)
+        self._undo = (*self._undo, call)
 
     def submit(self, crash: str | None = None) -> asyncio.Future[None]:
         """Hand everything to the journal.
@@ -370,6 +372,7 @@ class Topics:
 
     def __init__(self, journal: Journal, tick_ms: float = 33.0, project: Projection | None = None) -> None:
         self.journal = journal
+        journal.told = self._show
         self.families: dict[str, Callable[[str], Reducer]] = dict(FAMILIES)
         self.project: Projection = project or (lambda *_: ())
         self.kept: Callable[[Sequence[Put | Drop]], None] = lambda _: None
@@ -562,11 +565,9 @@ class Topics:
     def show(self, committed: dict[Topic, int]) -> None:
         """Let topics' readers have what was committed, as far as an offset of each.
 
-        What one commit of the journal kept goes out together, in the next turn of the loop: before whoever waits for a
-        transaction goes on, and in one frame for each reader, whose way through the kernel costs most of all.
+        What one commit of the journal kept goes out together, before whoever waits for a transaction goes on: in one
+        frame for each reader, whose way through the kernel costs most of all.
         """
-        if not self._fresh:
-            asyncio.get_running_loop().call_soon(self._show)
         self._fresh |= committed
 
     def _show(self) -> None:

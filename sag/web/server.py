@@ -73,9 +73,9 @@ class HubSocketProtocol(WebSocketsSansIOProtocol):
             size, at = int.from_bytes(data[2:4], "big"), 4
         elif not 0 <= size < TWO_BYTES:
             return None
-        mask, body = data[at : at + 4], data[at + 4 :]
-        if len(body) != size or size > self.config.ws_max_size:
+        if len(data) != at + 4 + size or size > self.config.ws_max_size:
             return None
+        mask, body = data[at : at + 4], data[at + 4 :]
         if any(mask):
             repeated = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
             body = (int.from_bytes(body, "big") ^ repeated).to_bytes(size, "big")

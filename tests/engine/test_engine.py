@@ -457,7 +457,6 @@ async def test_a_full_disk_fails_the_run_and_nothing_is_stuck(bench: Any) -> Non
     await hub.until(started["conv"], lambda s: hub.texts(s) == ["kept"])
     db = hub.app.journal._write
     db.execute(f"PRAGMA max_page_count={db.execute('PRAGMA page_count').fetchone()[0] + 2}")
-    go.set()
     full: Fault | None = None
     for _ in range(100):
         try:
@@ -468,6 +467,13 @@ async def test_a_full_disk_fails_the_run_and_nothing_is_stuck(bench: Any) -> Non
         await asyncio.sleep(0.01)
     assert full is not None
     assert full.kind == "store.full"
+    go.set()
+    (topic,) = [t for t in hub.app.topics.loaded() if t.name == f"conv:{started['conv']}"]
+    for _ in range(200):
+        if topic.lost:
+            break
+        await asyncio.sleep(0.01)
+    assert topic.lost.kind == "store.full"
     db.execute("PRAGMA max_page_count=1000000")
     state = await hub.end(started, "failed")
     assert state["runs"][started["run"]]["error"]["kind"] == "store.full"

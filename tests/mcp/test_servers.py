@@ -218,7 +218,11 @@ async def test_a_server_that_plugins_toml_has_now_wins_over_one_that_was_connect
         await connect(client, site, name="sky", title="Mine")
     table = {**ALLOW, "servers": {"sky": {"url": f"{site.url}/mcp"}}}
     async with house(table, data=tmp_path) as home, home.enter() as client:
-        (sky,) = (await client.call("mcp.server.list"))["servers"]
+        for _ in range(100):  # the title is the server's own, which is asked meanwhile
+            (sky,) = (await client.call("mcp.server.list"))["servers"]
+            if sky["title"] != "sky":
+                break
+            await asyncio.sleep(0.02)
         assert (sky["source"], sky["title"]) == ("config", "Weather")
         info = home.hub.app.host.get("mcp")
         assert info is not None
