@@ -92,6 +92,8 @@ def _give_files(files: Sequence[FilePart]) -> Json:
 
 
 def _write(message: Message, reasoning_name: str, router: bool) -> Json:
+    if len(message.parts) == 1 and isinstance(part := message.parts[0], TextPart):  # as nearly all are
+        return {"role": message.role, "content": part.text}
     if message.role != "assistant":
         return {"role": message.role, "content": _write_content(message)}
     written: Json = {"role": "assistant", "content": message.text or (None if message.calls else "")}

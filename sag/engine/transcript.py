@@ -58,11 +58,15 @@ def build(
         chosen.sort(key=lambda m: order[m.get("run")])  # stable: within a run, as they came
     last = {(m.get("run"), m.get("agent")): m["msg"] for m in chosen if m["role"] == "assistant"}
     for message in chosen:
+        plain, agent = _plain(message["parts"]), message.get("agent")
+        if plain and (message["role"] == "user" or agent == me.name):
+            out.append(text_message(message["role"], plain))
+            continue
         if message["role"] == "user":
             out.append(Message("user", _input(message["parts"])))
             continue
         cut = is_cut(message)
-        of, agent = message.get("run"), message.get("agent")
+        of = message.get("run")
         if cut and (of == run or last[of, agent] != message["msg"]):
             continue
         if agent == me.name:
@@ -73,6 +77,15 @@ def build(
     if me.name is not None and out and out[-1].role == "assistant":
         out.append(text_message("user", GO_ON))  # vendors refuse a request that ends with the model's own words
     return out
+
+
+def _plain(parts: list[Json]) -> str:
+    """The text of a message that is nothing but one text and whole, as nearly all are."""
+    if len(parts) != 1:
+        return ""
+    (part,) = parts
+    whole = part["kind"] == "text" and not part["open"] and not part.get("partial")
+    return part["text"] if whole else ""
 
 
 def _is_of(message: Json, agent: str | None) -> bool:

@@ -3,7 +3,7 @@
 All writes go through one connection (measured: group commit 144,000 rows/s against 1,300 transactions/s through an
 async toolkit; SQLite before 3.51.3 has a corruption bug with two writing connections). The reader never checkpoints.
 
-What runs write is committed to the tail (`sag.topics.tail`) and goes into the database some fifty commits at a time, or
+What runs write is committed to the tail (`sag.topics.tail`) and goes into the database many commits at a time, or
 when nothing came for a moment, or before something is read: a tenth of the pages, and of the wear of a memory card.
 """
 
@@ -41,7 +41,7 @@ GROUP = 500
 WAIT_S = 0.05  # for more, before what waits in the tail goes into the database
 RETRY_S = 1.0  # after that failed
 BUSY_MS, HURRY_MS = 5000, 100  # how long another program's lock is waited for
-WAITING_S, WAITING_EVENTS, WAITING_BYTES = 1.0, 256, 256 << 10  # at most, about
+WAITING_S, WAITING_EVENTS, WAITING_BYTES = 1.0, 1024, 1 << 20  # at most, about
 # Rows that the hub makes of events and requests: those alone wait in the tail, if it is sure that they can be kept.
 WAITING = ("conversation", "run", "ask", "usage", "idem")
 PLAIN = frozenset({str, bytes, int, float, type(None)})
@@ -356,7 +356,8 @@ class SqliteJournal:
         waits = not self._is_stuck
         for unit in units:
             for tid, e in unit.events:
-                if e.off != self._head(tid, heads) + 1:
+                head = heads.get(tid)
+                if e.off != (self._head(tid) if head is None else head) + 1:
                     why = self._broken.get(tid)
                     raise why or Fault("store.unavailable", "An earlier event of the topic was not kept.")
                 heads[tid] = e.off
@@ -476,8 +477,8 @@ class SqliteJournal:
             events.clear()
             crash_at("append_before_commit")
 
-    def _head(self, tid: int, fresh: dict[int, int]) -> int:
-        head = fresh.get(tid, self._heads.get(tid))
+    def _head(self, tid: int) -> int:
+        head = self._heads.get(tid)
         if head is None:
             head = self._heads[tid] = _end(self._write, tid, "max")
         return head
