@@ -46,7 +46,6 @@ WAITING_S, WAITING_EVENTS, WAITING_BYTES = 1.0, 1024, 1 << 20  # at most, about
 WAITING = ("conversation", "run", "ask", "usage", "idem")
 PLAIN = frozenset({str, bytes, int, float, type(None)})
 LARGEST = (1 << 63) - 1
-CHECKPOINT = 4000  # pages of the log, 16 MiB; SQLite's own 1000 write the same tips of tables and indexes more often
 EventRow = tuple[int, str, str | None, int, bytes]  # id, name, key, ts and body
 T = TypeVar("T")
 
@@ -217,8 +216,6 @@ class SqliteJournal:
             db.execute("PRAGMA query_only=1")
             db.execute("PRAGMA wal_autocheckpoint=0")
             db.execute("PRAGMA cache_size=-1024")
-        else:
-            db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT}")
         return db
 
     def _set_sync(self, db: sqlite3.Connection) -> None:
