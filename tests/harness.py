@@ -12,8 +12,10 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -1069,3 +1071,11 @@ def upgrade_request(host: str = "127.0.0.1", **headers: str) -> bytes:
         *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
     ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def copy_as_killed(home: Path, to: Path) -> None:
+    """Copy a data folder at one moment, which is what a kill leaves: nothing is written into its database meanwhile."""
+    with contextlib.closing(sqlite3.connect(home / "sag.db", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        shutil.copytree(home, to, ignore=shutil.ignore_patterns("sag.lock"))
+        db.execute("ROLLBACK")

@@ -157,6 +157,7 @@ class Engine:
         self.blobs = blobs
         self._homes: dict[tuple[str, str], Conversation] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.draining = False
 
     # finding things of a user
 
@@ -618,16 +619,18 @@ class Engine:
             self._release(home)
 
     async def drain(self, seconds: float) -> None:
-        """Let runs come to their end, then interrupt those that have not; paused ones at once."""
-        runs = [home.active.task for home in self._homes.values() if home.active and home.active.task]
+        """Let turns come to their end, then interrupt the runs that are not over; paused ones at once."""
+        self.draining = True
         waiting = [h.active for h in self._homes.values() if h.active and _only_asks(h.topic.state, h.active.id)]
         idle = [
             *waiting,
             *(h.active for h in self._homes.values() if h.active and h.active.object["status"] == "paused"),
         ]
-        busy = {t for t in runs if all(t is not r.task for r in idle)}
-        if busy and seconds > 0:
-            await asyncio.wait(busy, timeout=seconds)
+        active = [home.active for home in self._homes.values() if home.active and home.active not in idle]
+        if ends := [asyncio.ensure_future(run.rested()) for run in active if run.task is not None and seconds > 0]:
+            _, late = await asyncio.wait(ends, timeout=seconds)
+            for end in late:
+                end.cancel()
         for home in list(self._homes.values()):
             for run in [*home.queue, home.active]:
                 if run is None or run.closed:

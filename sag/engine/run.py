@@ -156,6 +156,8 @@ class Run:
         self._active = 0
         self._asking = 0
         self._held = 0
+        self._turning = 0
+        self._rests, self._calm = asyncio.Event(), asyncio.Event()
         self._goes_on, self._quiet = asyncio.Event(), asyncio.Event()
         self._quiet.set()
         self._offered: list[Tool] | None = None
@@ -388,23 +390,44 @@ class Run:
         Raises:
             RunLimit, ProviderError: As `step`.
         """
-        who = self._agent(agent)
-        if not isinstance(agent, Agent):  # whatever a patch makes of its name, the turn is this one's
-            make = agent
+        if self._engine.draining:
+            self._rests.set()
+            await asyncio.get_running_loop().create_future()  # until the run is interrupted, to be resumed later
+        self._turning += 1
+        try:
+            who = self._agent(agent)
+            if not isinstance(agent, Agent):  # whatever a patch makes of its name, the turn is this one's
+                make = agent
 
-            def agent(config: Any) -> Agent:
-                return msgspec.structs.replace(make(config), name=who.name)
+                def agent(config: Any) -> Agent:
+                    return msgspec.structs.replace(make(config), name=who.name)
 
-        async with self.acting(who) if who.name is not None else contextlib.nullcontext():
-            last = self._last_words(who.name)
-            if last is None or self._is_over(last):
-                await self._step(agent, in_turn=True)
-            while (last := self._last_words(who.name)) is not None:
-                await self.tools(agent, strict=strict, parallel=parallel)
-                if self._is_over(last):
-                    return self._turn(last["msg"])
-                await self._step(agent, in_turn=True)
-            raise RunEnded  # its message is gone
+            async with self.acting(who) if who.name is not None else contextlib.nullcontext():
+                last = self._last_words(who.name)
+                if last is None or self._is_over(last):
+                    await self._step(agent, in_turn=True)
+                while (last := self._last_words(who.name)) is not None:
+                    await self.tools(agent, strict=strict, parallel=parallel)
+                    if self._is_over(last):
+                        return self._turn(last["msg"])
+                    await self._step(agent, in_turn=True)
+                raise RunEnded  # its message is gone
+        finally:
+            self._turning -= 1
+            if not self._turning:
+                self._calm.set()
+
+    async def rested(self) -> None:
+        """Wait until the run is over, or would begin another turn, which none does while the hub goes down."""
+        assert self.task is not None
+        rests = asyncio.ensure_future(self._rests.wait())
+        try:
+            await asyncio.wait({self.task, rests}, return_when=asyncio.FIRST_COMPLETED)
+            while self._turning and not self.task.done():
+                self._calm.clear()
+                await self._calm.wait()
+        finally:
+            rests.cancel()
 
     @contextlib.asynccontextmanager
     async def acting(self, agent: Agent) -> AsyncIterator[None]:

@@ -184,6 +184,7 @@ class SqliteJournal:
         except (sqlite3.DatabaseError, OSError, ValueError, msgspec.MsgspecError) as e:
             with contextlib.suppress(AttributeError):
                 self._write.close()
+                self._tail.close()
             os.close(self._lock)
             raise StartError(f"{self.path}: {e}; restore it from a backup or move it away to start anew", 74) from None
         # What waits in the tail: events, and rows by table and primary key. The loop looks at it too while the database
@@ -444,6 +445,8 @@ class SqliteJournal:
                 db.execute("ROLLBACK")
             raise
         self._tail.restart(number)
+        if any(isinstance(write, Drop) for unit in units for write in unit.writes):
+            self._tail.clear()
         self._events, self._puts, self._size = [], {}, 0
         self._is_behind = self._is_stuck = False
 
@@ -632,6 +635,7 @@ class SqliteJournal:
         try:
             if not self._is_behind:
                 self._write.execute("UPDATE meta SET value = '1' WHERE name = 'clean'")
+                self._tail.clear()
         finally:
             self._write.close()
             self._tail.close()

@@ -50,6 +50,10 @@ class Tail:
     def __init__(self, path: Path, sync: bool) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._sync = sync
+        if sync:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            os.fsync(folder)
+            os.close(folder)
         self._epoch = b""
         self._at = 0
         self.number = 0
@@ -75,7 +79,9 @@ class Tail:
 
     def begin(self, epoch: bytes) -> None:
         """Begin an epoch, once the database has all of the one before."""
-        self._epoch, self._at, self.number = epoch, 0, 0
+        self._epoch = epoch
+        self.restart(0)
+        self.clear()
 
     def append(self, record: bytes) -> None:
         """Keep a record.
@@ -101,6 +107,11 @@ class Tail:
     def restart(self, number: int) -> None:
         """The database has all records up to a number; those that follow go to the file's beginning."""
         self._at, self.number = 0, number
+
+    def clear(self) -> None:
+        """Leave nothing in the file of what the database has, or has no longer."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._at)
 
     def close(self) -> None:
         os.close(self._file)

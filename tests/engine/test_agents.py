@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from sag.hooks.tool import Tool, ToolError, tool
 from sag.schema.events import Usage
 from sag.testing.provider import ScriptedProvider, call, say
 from tests.engine.conftest import CALLED, Bench, open_bench
+from tests.harness import copy_as_killed
 
 Kind = Callable[[Run], Awaitable[None]]
 ENDS = ("done", "cancelled", "failed", "limit", "interrupted")
@@ -57,7 +57,7 @@ class Theatre:
         old = self._folder / str(self._number)
         self._number += 1
         new = self._folder / str(self._number)
-        shutil.copytree(old, new, ignore=shutil.ignore_patterns("sag.lock"))
+        copy_as_killed(old, new)
         await self.close()
 
     async def close(self) -> None:
@@ -833,6 +833,33 @@ async def test_a_hub_that_goes_down_does_not_wait_for_a_paused_run(theatre: Thea
     async with asyncio.timeout(2):
         await hub.app.engine.drain(30)
     await hub.end(started, "interrupted")
+
+
+async def test_a_hub_that_goes_down_lets_turns_end_and_begins_none(theatre: Theatre) -> None:
+    long, short = asyncio.Event(), asyncio.Event()
+
+    async def speaker(run: Run, name: str, turns: int) -> None:
+        for _ in range(turns):
+            await run.turn(Agent(name=name))
+
+    async def kind(run: Run) -> None:
+        await run.together([speaker(run, "a", 2), speaker(run, "b", 1)])
+
+    hub = await theatre.open(kind, [Text("1"), short, Finish("stop")], [Text("2"), long, Finish("stop")], say("3"))
+    started = await hub.start("go", kind="play")
+    await hub.until(started["conv"], lambda s: len(hub.texts(s)) == 2)
+    drained = asyncio.create_task(hub.app.engine.drain(30))
+    short.set()
+    await hub.until(started["conv"], lambda s: "closed" in s["runs"][started["run"]]["agents"].values())
+    await asyncio.sleep(0.05)
+    assert not drained.done()
+    long.set()
+    async with asyncio.timeout(5):
+        await drained
+    state = await hub.end(started, "interrupted")
+    assert sorted(text for _, text in by_agent(state)) == ["1", "2"]
+    assert all(m["finish"] == "stop" for m in state["messages"] if m["role"] == "assistant")
+    await check_log(hub, started["conv"])
 
 
 async def test_a_run_that_is_paused_while_it_waits_for_a_person_holds_after_the_answer(theatre: Theatre) -> None:

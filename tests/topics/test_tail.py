@@ -22,7 +22,7 @@ from sag.topics import sqlite
 from sag.topics.journal import Drop, Put, Row, Unit
 from sag.topics.merge import Entry
 from sag.topics.sqlite import FIXED, KEYS, OFFSET, SqliteJournal
-from tests.harness import times, until
+from tests.harness import copy_as_killed, times, until
 
 State = dict[str, dict[Any, Any]]  # of each table: primary key -> row
 TABLES = ("topic", "conversation", "run", "idem", "kv", "snapshot")
@@ -81,7 +81,7 @@ async def _dump(folder: Path, sync: str = "normal") -> State:
 
 
 async def _after_kill(journal: SqliteJournal, to: Path) -> State:
-    shutil.copytree(journal.path.parent, to)
+    copy_as_killed(journal.path.parent, to)
     return await _dump(to)
 
 
@@ -317,7 +317,7 @@ async def test_rows_are_the_same_with_and_without_a_kill(tmp_path: Path) -> None
     puts = [_run("r", 1), _run("r", 2, "done"), Put("ask", ask), Put("ask", {**ask, "owner": "u2", "outcome": b"1"})]
     for put in (*puts, Put("ask", {**ask, "owner": "u3"})):
         assert await _commit(journal, _unit(0, writes=(put,))) == [None]
-    shutil.copytree(tmp_path / "home", tmp_path / "killed")
+    copy_as_killed(tmp_path / "home", tmp_path / "killed")
     killed = SqliteJournal(tmp_path / "killed")
     for table in ("run", "ask"):
         assert await journal.rows(table, {}) == await killed.rows(table, {}), table
@@ -520,3 +520,15 @@ async def test_an_older_schema_keeps_every_offset(tmp_path: Path, version: int) 
     assert [set(await journal.stale(keep, before)) for keep, before in asked] == stale
     assert await _commit(journal, _unit(3, 1000)) == [None]
     await journal.close()
+
+
+async def test_what_is_deleted_or_in_the_database_does_not_stay_in_the_tail(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    tid = await _born(journal)
+    assert await _commit(journal, _unit(tid, 2, body=b'"secret"')) == [None]
+    assert b"secret" in (tmp_path / "sag.tail").read_bytes()
+    assert await _commit(journal, _unit(tid, writes=(Drop("event", {"topic": tid}),))) == [None]
+    assert b"secret" not in (tmp_path / "sag.tail").read_bytes()
+    assert await _commit(journal, _unit(tid, 1)) == [None]
+    await journal.close()
+    assert (tmp_path / "sag.tail").read_bytes() == b""

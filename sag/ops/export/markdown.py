@@ -57,7 +57,7 @@ SETTING_TEXT = {
     "body_ms": "Over what time a body has to come at 1 KiB a second on average.",
     "keep_ms": "How long a session, with its tools and their open calls, is kept after a cut.",
     "stall_ms": "How long a peer may take nothing of what waits for it before its connection is dropped.",
-    "drain_s": "How long runs may take to end when the hub goes down; the rest is interrupted.",
+    "drain_s": "How long turns may take to end when the hub goes down; runs that are not over then are interrupted.",
     "ask_s": "How long an ask stays open where its asker says nothing else.",
     "key_s": "How long a result is kept under its idempotency key.",
     "sync": "`full` makes every commit survive a power loss; `normal` every crash of the process.",

@@ -24,6 +24,7 @@ ENGINE = {  # members of Run that are the engine's and no run kind's
     "open_ask",
     "pause",
     "restart_steps",
+    "rested",
     "set_status",
     "stop",
     "tool",
