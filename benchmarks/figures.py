@@ -36,7 +36,7 @@ class Size(Struct):
     asks: int = 10
     tokens: int = 96
     flood_tokens: int = 256
-    flood_rounds: int = 15
+    flood_rounds: int = 31
     flood_replies: int = 100
     sockets: int = 1000
     events: int = 60

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal, TypeVar
 
@@ -79,6 +79,7 @@ def _names() -> dict[str, Known]:
     return {name: one for id, one in data().models.items() for name in (id, *one.aliases)}
 
 
+@lru_cache(1024)
 def find(id: str) -> Known | None:
     """What the data file knows of a model: by its name, or that of which it is a snapshot or a tuned form."""
     tuned = _TUNED.match(id)

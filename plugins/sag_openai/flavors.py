@@ -133,6 +133,7 @@ def is_near(base_url: str) -> bool:
         return "." not in host or _within(host, _OWN_DOMAINS)
 
 
+@lru_cache(1024)
 def is_deepseek(model: str, base_url: str) -> bool:
     """Whether a model is DeepSeek's, which wants its thoughts back."""
     return "deepseek" in model.lower() or _within(_address(base_url)[0], ("deepseek.com",))

@@ -508,9 +508,13 @@ class Connection:
         The answer to what caused an event comes just behind it, and two writes cost twice as much as one.
         """
         if not self._held:
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self.let_go)
+            asyncio.get_running_loop().call_soon(self._hold_on)
         self._held.append(frame)
+
+    def _hold_on(self) -> None:
+        """One turn is over; the answer may come with the next."""
+        if self._held:
+            asyncio.get_running_loop().call_soon(self.let_go)
 
     def let_go(self, *frames: bytes) -> None:
         """Write what was held, and what follows it."""
