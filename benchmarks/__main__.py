@@ -29,8 +29,8 @@ def rows(figure: Figure) -> list[str]:
     out: list[str] = []
     for server in sorted(figure.values, key=lambda name: name != "sag"):
         values = figure.values[server]
-        ratio = f"{figure.median(server) / figure.median(figure.base):.2f}" if figure.base in figure.values else ""
-        numbers = [f"{value:.3g}" for value in (figure.median(server), min(values), max(values))]
+        ratio = f"{figure.middle(server) / figure.middle(figure.base):.2f}" if figure.base in figure.values else ""
+        numbers = [f"{value:.3g}" for value in (figure.middle(server), min(values), max(values))]
         out.append(line(f"{figure.name} ({figure.unit})" if not out else "", server, *numbers, ratio))
     if figure.is_met is not None:
         limits = [f"{times:g} × {name}" if times != 1 else name for name, times in figure.within.items()]
@@ -44,7 +44,7 @@ def rows(figure: Figure) -> list[str]:
 async def measure(names: Sequence[str], size: Size) -> list[Figure]:
     """Take figures one after the other, and print each as soon as it is there."""
     gc.disable()
-    print(line("figure", "server", "median", "min", "max", "× base"))
+    print(line("figure", "server", "middle", "min", "max", "× base"))
     figures = []
     for name in names:
         for figure in await FIGURES[name](size):

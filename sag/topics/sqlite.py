@@ -43,7 +43,7 @@ RETRY_S = 1.0  # after that failed
 BUSY_MS, HURRY_MS = 5000, 100  # how long another program's lock is waited for
 WAITING_S, WAITING_EVENTS, WAITING_BYTES = 1.0, 1024, 1 << 20  # at most, about
 # Rows that the hub makes of events and requests: those alone wait in the tail, if it is sure that they can be kept.
-WAITING = ("conversation", "run", "ask", "usage", "idem")
+WAITING = ("topic", "conversation", "run", "ask", "usage", "idem")
 PLAIN = frozenset({str, bytes, int, float, type(None)})
 LARGEST = (1 << 63) - 1
 EventRow = tuple[int, str, str | None, int, bytes]  # id, name, key, ts and body
@@ -385,7 +385,18 @@ class SqliteJournal:
         values = list(row.values())
         if needed is None or None in [values[i] for i in needed] or not PLAIN.issuperset(map(type, values)):
             return False
+        if table == "topic" and not self._is_new(row):
+            return False
         return max([v for v in values if type(v) is int], default=0) <= LARGEST  # the tail refuses what is too small
+
+    def _is_new(self, topic: Row) -> bool:
+        """Whether a topic's number and name are nobody's."""
+        sql = "SELECT count(*) FROM topic WHERE id = ? OR (owner = ? AND name = ?)"
+        given = (topic["id"], topic["owner"], topic["name"])
+        waiting = [put.row for put in self._puts.values() if put.table == "topic"]
+        return self._write.execute(sql, given).fetchone() == (0,) and not any(
+            row["id"] == given[0] or (row["owner"], row["name"]) == given[1:] for row in waiting
+        )
 
     def _append(self, units: list[Unit], events: list[EventRow]) -> None:
         """Commit to the tail."""
@@ -534,6 +545,9 @@ class SqliteJournal:
         db.execute("BEGIN")
         try:
             row = db.execute("SELECT id, gen FROM topic WHERE owner = ? AND name = ?", (owner, name)).fetchone()
+            if row is None:
+                born = [put.row for put in waiting.puts if put.table == "topic"]
+                row = next(((r["id"], r["gen"]) for r in born if (r["owner"], r["name"]) == (owner, name)), None)
             if row is None:
                 return None
             tid, gen = row
