@@ -227,7 +227,7 @@ async def test_what_a_person_says_during_the_last_turn_is_answered_once_more() -
 @pytest.mark.parametrize("upstream", ["floods", "stalls"])
 async def test_it_stops_within_200_ms(road: str, upstream: str) -> None:
     async with open_stage() as stage:
-        flood = Script([Say([f"w{n} " for n in range(200_000)])])
+        flood = Script([Say([f"w{n} " for n in range(300_000)])])
         stage.openai.script(flood if upstream == "floods" else stalls("w0"))
         run = await stage.start()
         listening = asyncio.create_task(collect(stage, run))

@@ -341,6 +341,7 @@ async def test_a_run_that_is_ended_in_the_turn_of_a_restart_ends(stage: Stage) -
             await stage.end(started, status)
             assert len(stage.hub.provider.requests) == 1, (end, first)
             await stage.closes(started)
+            engine.draining = False
 
 
 async def test_a_stop_in_the_turn_of_a_restart_ends_the_run_without_another_round(stage: Stage) -> None:

@@ -92,7 +92,10 @@ async def judge(hub: Hub, upstream: FakeUpstream, name: str, client: Client, wat
 async def test_a_cut_after_any_frame_changes_nothing(make_hub: Callable[..., Hub], upstream: FakeUpstream) -> None:
     hub = make_hub(LLM_PROVIDER="openai", LLM_BASE_URL=upstream.url, LLM_MODEL="fake", LLM_API_KEY="k", SAG_TICK_MS="0")
     upstream.tokens_per_s = 300
-    counts = await run_session(hub, upstream, "uncut.", None)
+    for n in range(5):  # on a machine with much else to do, more is merged
+        counts = await run_session(hub, upstream, f"uncut{n}.", None)
+        if counts["s2c"] > 20:
+            break
     assert counts["s2c"] > 20
     assert counts["c2s"] >= 4
     baseline = hub.sockets()
