@@ -149,8 +149,10 @@ async def test_a_kill_in_the_middle_and_a_resume_do_nothing_twice(
             chance = random.Random(play.__name__)
             interrupted = 0
             kills = times(3, 25)
-            for n in range(kills):
-                kill_s = (n + chance.random()) / kills * took_s * 0.95
+            for n in range(3 * kills):  # a machine with much else to do has another pace by now
+                if n >= kills and interrupted > kills // 2:
+                    break
+                kill_s = (n % kills + chance.random()) / kills * took_s * 0.95
                 interrupted += await kill_and_resume(hub, client, cast, whole, kill_s)
             assert interrupted > kills // 2, "the kills came too early or too late"
             assert not answering.done(), answering

@@ -16,6 +16,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -593,6 +594,9 @@ class HttpServer:
             stream.put(None)
         self.http.shutdown()
         self.http.server_close()
+        for taken in self.http.taken:  # a process that ends keeps no connection either
+            with contextlib.suppress(OSError):
+                taken.shutdown(socket.SHUT_RDWR)
         self.thread.join(5)
 
     def __enter__(self) -> HttpServer:
@@ -605,6 +609,14 @@ class HttpServer:
 class _Http(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.taken: list[socket.socket] = []
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.taken.append(request)
+        super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients go as they please."""
